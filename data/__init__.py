@@ -1,0 +1,1 @@
+"""Datasets as code: records become tar shards, shards become batches. Knows nothing of models."""

@@ -1,0 +1,1 @@
+"""The video diffusion library: knows neither Dysen nor any dataset."""
