@@ -1,0 +1,181 @@
+"""What all training stages share: one optimizer step, written once, that is a pure function of what a checkpoint holds.
+
+A stage owns networks and turns a batch into named losses. Everything random in a step is keyed by (seed, batch number,
+rank), so an interrupted run continues with the very numbers it would have drawn.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from vdm.errors import RunError
+from vdm.types import VideoBatch
+
+log = logging.getLogger(__name__)
+
+
+class Stage(pl.LightningModule, ABC):
+    """Subclasses write `losses` and, where they differ from the default, the other small methods below."""
+
+    def __init__(
+        self,
+        *,
+        optimizer: Callable[[Iterable], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        grad_clip: float | None,
+        accumulate: int,
+        max_skipped: int,
+        seed: int,
+    ):
+        super().__init__()
+        self.automatic_optimization = False  # two losses and skipped steps need the say over backward and step
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.grad_clip, self.accumulate, self.max_skipped, self.seed = grad_clip, accumulate, max_skipped, seed
+        self.batches_seen = 0  # on this rank, over all restarts
+        self.samples_seen = 0
+        self.skipped_in_row = 0
+        self.skipped = 0
+        self.metrics: dict[str, float] = {}  # the newest value of everything logged: for callbacks and sweepers
+        self._sums: dict[str, Tensor] = {}
+
+    # ---- what a stage is ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
+        """Scalars by name. `loss` is what is minimised, the others are logged beside it."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the one optimizer; keys beside `params` override its settings."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def averaged(self) -> dict[str, nn.Module]:
+        """Networks of which an exponential moving average is kept, by attribute name."""
+        return {}
+
+    def validation_losses(self, batch: VideoBatch) -> dict[str, Tensor]:
+        """Per-sample values `b` (or scalars) by name, averaged over the validation clips of all ranks."""
+        return self.losses(batch)
+
+    def preview(self, batch: VideoBatch) -> dict[str, Tensor]:
+        """Videos `b 3 T H W` by name, written beside each other during training."""
+        return {}
+
+    def finish(self, batches: Iterable[VideoBatch]) -> None:
+        """Called once after the last step, with averaged weights in place, before the final checkpoint."""
+
+    # ---- how a step is taken --------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.global_step
+
+    @final
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameter_groups())
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer)}}
+
+    @final
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        self._seed_batch()
+        losses = self.losses(batch)
+        self.manual_backward(losses["loss"] / self.accumulate)
+        self.batches_seen += 1
+        self.samples_seen += len(batch["key"]) * self.trainer.world_size
+        if self.batches_seen % self.accumulate:
+            return
+        optimizer = self.optimizers()
+        norm = self._gradient_norm(optimizer.optimizer)
+        if torch.isfinite(norm) and torch.isfinite(losses["loss"]):
+            optimizer.step()
+            if self.make_scheduler is not None:
+                self.lr_schedulers().step()
+            self.skipped_in_row = 0
+        else:
+            self._skip(batch, losses, norm)
+        optimizer.zero_grad(set_to_none=True)
+        if self.step % self.trainer.log_every_n_steps == 0:
+            values = {f"train/{name}": value.detach() for name, value in losses.items()}
+            values |= {"train/grad_norm": norm, "train/lr": optimizer.optimizer.param_groups[0]["lr"]}
+            self.report({**values, "train/skipped": self.skipped})
+
+    def _gradient_norm(self, optimizer: Optimizer) -> Tensor:
+        """Total norm; clips each parameter group by itself, so that a discriminator cannot shrink its generator's step."""
+        norms = []
+        for group in optimizer.param_groups:
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            if with_grad:
+                limit = math.inf if self.grad_clip is None else self.grad_clip
+                norms.append(torch.nn.utils.clip_grad_norm_(with_grad, limit))
+        return torch.stack(norms).norm() if norms else torch.zeros((), device=self.device)
+
+    def _skip(self, batch: VideoBatch, losses: dict[str, Tensor], norm: Tensor) -> None:
+        self.skipped += 1
+        self.skipped_in_row += 1
+        shown = ", ".join(f"{name}={value.item():.4g}" for name, value in losses.items())
+        keys = ", ".join(batch["key"])
+        log.warning("step %d skipped: gradient norm %s, %s; samples: %s", self.step, norm.item(), shown, keys)
+        if self.skipped_in_row >= self.max_skipped:
+            raise RunError(
+                f"{self.skipped_in_row} steps in a row had a loss or gradient that is not finite",
+                key="stage.max_skipped",
+                got=f"{shown}; last samples: {keys}",
+                remedy="lower stage.optimizer.lr or set stage.grad_clip; the last checkpoint is untouched",
+            )
+
+    def _seed_batch(self) -> None:
+        # Large odd multipliers keep the streams of neighbouring batches and ranks apart.
+        key = self.seed * 0x9E3779B97F4A7C15 + self.batches_seen * 0xBF58476D1CE4E5B9 + self.global_rank * 0x94D049BB133111EB
+        torch.manual_seed(key % (1 << 63))
+
+    # ---- validation and logging -----------------------------------------------------------------------------------
+
+    @final
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        size = len(batch["key"])
+        for name, value in self.validation_losses(batch).items():
+            total = value.detach().double().sum() if value.dim() else value.detach().double() * size
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        count = torch.tensor(float(size), dtype=torch.float64, device=self.device)
+        self._sums["count"] = self._sums.get("count", 0.0) + count
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        if not self._sums:
+            return
+        totals = {name: self.trainer.strategy.reduce(total, reduce_op="sum") for name, total in self._sums.items()}
+        self._sums = {}
+        count = totals.pop("count")
+        self.report({f"val/{name}": total / count for name, total in totals.items()}, reduce=False)
+
+    @final
+    def report(self, values: dict[str, Any], *, reduce: bool = True) -> None:
+        """Send numbers to every logger under the step they belong to, averaged over the ranks."""
+        plain = {}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                value = (self.trainer.strategy.reduce(value, reduce_op="mean") if reduce else value).item()
+            plain[name] = float(value)
+        self.metrics.update(plain)
+        for logger in self.loggers:
+            logger.log_metrics(plain, step=self.step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["stage"] = {"batches": self.batches_seen, "samples": self.samples_seen, "skipped": self.skipped}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        counts = checkpoint["stage"]
+        self.batches_seen, self.samples_seen = counts["batches"], counts["samples"]
+        self.skipped = counts["skipped"]
