@@ -10,6 +10,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from vdm.bounds import PositiveFloat, PositiveInt
 from vdm.errors import RunError
 from vdm.types import VideoBatch
 
@@ -30,14 +32,16 @@ class Stage(pl.LightningModule, ABC):
     def __init__(
         self,
         *,
+        name: str,
         optimizer: Callable[[Iterable], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
-        grad_clip: float | None,
-        accumulate: int,
-        max_skipped: int,
+        grad_clip: PositiveFloat | None,
+        accumulate: PositiveInt,
+        max_skipped: PositiveInt,
         seed: int,
     ):
         super().__init__()
+        self.name = name
         self.automatic_optimization = False  # two losses and skipped steps need the say over backward and step
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.grad_clip, self.accumulate, self.max_skipped, self.seed = grad_clip, accumulate, max_skipped, seed
@@ -45,8 +49,9 @@ class Stage(pl.LightningModule, ABC):
         self.samples_seen = 0
         self.skipped_in_row = 0
         self.skipped = 0
+        self.validated_step = -1
         self.metrics: dict[str, float] = {}  # the newest value of everything logged: for callbacks and sweepers
-        self._sums: dict[str, Tensor] = {}
+        self.averaged_weights: Callable[[], AbstractContextManager] = nullcontext  # the moving average replaces it
 
     # ---- what a stage is ------------------------------------------------------------------------------------------
 
@@ -98,7 +103,7 @@ class Stage(pl.LightningModule, ABC):
             return
         optimizer = self.optimizers()
         norm = self._gradient_norm(optimizer.optimizer)
-        if torch.isfinite(norm) and torch.isfinite(losses["loss"]):
+        if torch.isfinite(norm):  # gradients are shared between ranks, so all ranks decide alike
             optimizer.step()
             if self.make_scheduler is not None:
                 self.lr_schedulers().step()
@@ -143,22 +148,33 @@ class Stage(pl.LightningModule, ABC):
     # ---- validation and logging -----------------------------------------------------------------------------------
 
     @final
-    def validation_step(self, batch: VideoBatch, batch_idx: int) -> None:
-        size = len(batch["key"])
-        for name, value in self.validation_losses(batch).items():
-            total = value.detach().double().sum() if value.dim() else value.detach().double() * size
-            self._sums[name] = self._sums.get(name, 0.0) + total
-        count = torch.tensor(float(size), dtype=torch.float64, device=self.device)
-        self._sums["count"] = self._sums.get("count", 0.0) + count
+    @torch.no_grad()
+    def validate(self, batches: Iterable[VideoBatch]) -> None:
+        """Mean of `validation_losses` over the clips of all ranks, each counted once, with averaged weights."""
+        sums, count = {}, torch.zeros((), dtype=torch.float64, device=self.device)
+        training = self.training
+        self.eval()
+        with self.averaged_weights(), torch.random.fork_rng():
+            for number, batch in enumerate(batches):
+                torch.manual_seed(number)
+                size = len(batch["key"])
+                for name, value in self.validation_losses(batch).items():
+                    total = value.double().sum() if value.dim() else value.double() * size
+                    sums[name] = sums.get(name, 0.0) + total
+                count += size
+        self.train(training)
+        reduce = self.trainer.strategy.reduce
+        total = reduce(count, reduce_op="sum")
+        self.validated_step = self.step
+        self.report({f"val/{name}": reduce(value, reduce_op="sum") / total for name, value in sums.items()}, reduce=False)
 
     @final
-    def on_validation_epoch_end(self) -> None:
-        if not self._sums:
-            return
-        totals = {name: self.trainer.strategy.reduce(total, reduce_op="sum") for name, total in self._sums.items()}
-        self._sums = {}
-        count = totals.pop("count")
-        self.report({f"val/{name}": total / count for name, total in totals.items()}, reduce=False)
+    def batches(self, loader: Iterable[VideoBatch], limit: int | None = None) -> Iterable[VideoBatch]:
+        """Batches of a loader that is not the trainer's own, on this device and through the data module's hooks."""
+        for number, batch in enumerate(loader):
+            if limit is not None and number >= limit:
+                break
+            yield self.trainer.datamodule.on_after_batch_transfer(self.transfer_batch_to_device(batch, self.device, 0), 0)
 
     @final
     def report(self, values: dict[str, Any], *, reduce: bool = True) -> None:

@@ -1,0 +1,1 @@
+"""What happens around a training step: checkpoints, moving average, progress, sample videos."""

@@ -1,0 +1,51 @@
+"""Exponential moving average of weights: a float32 shadow beside the networks, swapped in for validation and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Shadow <- decay * shadow + (1 - decay) * weights, with decay warmed up as min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], decay: float):
+        self.decay, self.updates = decay, 0
+        self._live = {f"{net}.{name}": p for net, m in networks.items() for name, p in m.named_parameters()}
+        self.shadow = {name: p.detach().clone().float() for name, p in self._live.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        live = [p.detach().float() for p in self._live.values()]
+        torch._foreach_lerp_(list(self.shadow.values()), live, 1.0 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """Within this block the networks hold the averaged weights."""
+        backup = {name: p.detach().clone() for name, p in self._live.items()}
+        self._copy(self.shadow)
+        try:
+            yield
+        finally:
+            self._copy(backup)
+
+    @torch.no_grad()
+    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, p in self._live.items():
+            p.copy_(tensors[name])
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.shadow)
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        assert tensors.keys() == self.shadow.keys(), "the moving average is of other networks"
+        for name, tensor in tensors.items():
+            self.shadow[name].copy_(tensor)
+        self.updates = updates

@@ -1,0 +1,131 @@
+"""The door every command comes in through: compose with Hydra, check, run, and turn user errors into one message.
+
+Imports nothing heavy, so that `--help` and a misspelt key answer at once. A user error ends with exit code 2 and no
+traceback; anything else is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vdm import config
+from vdm.errors import ConfigError, UserError, suggest
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+USER_ERROR = 2
+
+
+def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run `task` on the configuration composed from `conf/<config_name>.yaml` and the command line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra otherwise prints and exits by itself
+    _log_to_stderr()
+
+    @functools.wraps(task)
+    def checked(cfg: DictConfig) -> Any:
+        config.check(config.resolve(cfg))
+        return task(cfg)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
+    except UserError as error:
+        _exit(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(explain(error, config_name))
+
+
+def _exit(error: UserError) -> None:
+    if os.environ.get("RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    sys.stderr.flush()
+    sys.exit(USER_ERROR)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    for noisy in ("fsspec", "lightning_fabric", "pytorch_lightning"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def explain(error: Exception, config_name: str) -> ConfigError:
+    """Hydra's and OmegaConf's errors in our form: what, key, got, allowed, remedy."""
+    if isinstance(error, MissingConfigException):
+        return _missing_choice(error, config_name)
+    if isinstance(error, OverrideParseException):
+        remedy = "write key=value; quote values that hold spaces, commas, = or brackets: 'key=\"a, b\"'"
+        return ConfigError("this override cannot be read", key=error.override.split("=")[0], got=error.override, remedy=remedy)
+    if isinstance(error, ConfigCompositionException):
+        return _bad_override(error, config_name)
+    cause = error.__cause__ if error.__cause__ is not None else error
+    return ConfigError(str(cause).splitlines()[0], key=str(getattr(cause, "full_key", "") or ""))
+
+
+def _missing_choice(error: MissingConfigException, config_name: str) -> ConfigError:
+    path = error.missing_cfg_file or ""
+    group, _, choice = path.rpartition("/")
+    options = [name for name in error.options or [] if not name.startswith("_")]
+    if not group:
+        return ConfigError("no such configuration", key="--config-name", got=path, allowed=options)
+    close = suggest(choice, options)
+    return ConfigError(
+        f"there is no {group} of this name",
+        key=group,
+        got=choice,
+        allowed=options or "nothing: the group is empty",
+        remedy=close or (f"choose one: {group}={options[0]}" if options else f"add conf/{path}.yaml"),
+    )
+
+
+def _bad_override(error: ConfigCompositionException, config_name: str) -> ConfigError:
+    cause = error.__cause__
+    text = str(error)
+    match = re.search(r"override '?([^'\s]+?)'?\.?\s", text + " ") or re.search(r"group(?: override)? '([^']+)'", text)
+    key = str(getattr(cause, "full_key", None) or (match.group(1) if match else ""))
+    key = key.split("=")[0].split("@")[0].lstrip("+~")
+    given = next((a for a in sys.argv[1:] if a.lstrip("+~").split("=")[0].split("@")[0] == key), None)
+    known = _known_beside(key, config_name)
+    name = key.rpartition(".")[2]
+    if known is not None and name not in known:
+        parent = key.rpartition(".")[0]
+        return ConfigError(
+            f"there is no setting {name!r}" + (f" in {parent!r}" if parent else ""),
+            key=key,
+            got=given or name,
+            allowed=known,
+            remedy=suggest(name, known) or "check the name with --cfg job",
+        )
+    reason = str(cause).splitlines()[0] if cause is not None else text.splitlines()[0]
+    return ConfigError(reason, key=key, got=given, remedy="see the composed configuration with --cfg job")
+
+
+def _known_beside(key: str, config_name: str) -> list[str] | None:
+    """The names that exist next to a key in the configuration as it would be without the bad override."""
+    choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_/]+=[\w,\[\]]+", a) and (CONF / a.split("=")[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            node = hydra.compose(config_name, overrides=choices)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    for part in key.split(".")[:-1]:
+        if not OmegaConf.is_dict(node) or part not in node:
+            return None
+        node = node._get_node(part)
+    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()] if "." not in key else []
+    return sorted({*map(str, node.keys()), *groups}) if OmegaConf.is_dict(node) else None

@@ -1,0 +1,187 @@
+"""A run is a folder with a stable name: the same settings find the same folder again, so a requeued job continues itself.
+
+    <output_root>/<stage>-<data>-<id>/
+        config.yaml       the resolved configuration        run.json   state, lineage, versions, data fingerprint
+        metrics.csv       everything logged                 samples/   videos made during training
+        checkpoints/step-00001000/                          complete or absent, never half
+
+The id is a hash of everything that decides the numbers; where it runs (`paths`, devices, loggers) and for how long
+(`trainer.max_steps`) do not change it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vdm.errors import ConfigError, RunError, suggest
+
+NOT_IDENTITY = ("paths", "logger", "callbacks", "hydra", "resume", "run", "debug", "checks", "experiment")
+NOT_IDENTITY_OF_TRAINER = (
+    "max_steps", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "val_check_interval", "limit_val_batches",
+)  # fmt: skip
+NOT_IDENTITY_OF_DATA = ("root", "num_workers", "prefetch", "sample_timeout", "quarantine", "val_batch_size", "cache")
+STEP = re.compile(r"step-(\d{8})")
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Eight letters that depend on what decides the result, and on nothing else."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    for group, ignored in (("trainer", NOT_IDENTITY_OF_TRAINER), ("data", NOT_IDENTITY_OF_DATA)):
+        if isinstance(kept.get(group), Mapping):
+            kept[group] = {key: value for key, value in kept[group].items() if key not in ignored}
+    root = str((config.get("paths") or {}).get("data_root", ""))
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256((text.replace(root, "<data>") if root else text).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. Reading it needs nothing but the folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def info(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            remedy = "restore run.json from a backup, or start anew with another run.id"
+            raise RunError("run.json cannot be read", got=f"{self.folder}: {error}", remedy=remedy) from None
+
+    @property
+    def state(self) -> str:
+        return self.info.get("state", "absent")
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        folder = self.folder / "checkpoints"
+        found = [p for p in folder.iterdir() if STEP.fullmatch(p.name) and p.is_dir()] if folder.is_dir() else []
+        return sorted(found)
+
+    def last_checkpoint(self) -> Path | None:
+        found = self.checkpoints()
+        return found[-1] if found else None
+
+    def update(self, **values: Any) -> None:
+        """Change entries of run.json; the file is replaced whole."""
+        write_atomically(self.folder / "run.json", json.dumps({**self.info, **values}, indent=2, default=str) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has the old or the new content, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def locate(config: Mapping[str, Any], *, stage: str, data: str) -> Run:
+    """The folder this configuration belongs to."""
+    chosen = (config.get("run") or {}).get("id")
+    if chosen is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,100}", str(chosen)):
+        allowed = "letters, digits, '-', '_' and '.', at most 101"
+        raise ConfigError("a run id is a folder name", key="run.id", got=chosen, allowed=allowed)
+    name = str(chosen) if chosen is not None else f"{stage}-{data}-{run_id(config)}"
+    return Run(Path(config["paths"]["output_root"]).absolute() / name)
+
+
+def lock(run: Run):
+    """Keep a second process out of the folder for as long as the returned file stays open."""
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        file = (run.folder / ".lock").open("a+")
+    except OSError as error:
+        remedy = "set paths.output_root to a folder that can be written"
+        raise RunError("the run folder cannot be made", key="paths.output_root", got=f"{run.folder}: {error}", remedy=remedy) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        remedy = "wait for it, stop it, or give this one a name of its own with run.id=<name>"
+        raise RunError("this run is being trained already", key="run.id", got=f"{run.name} by {holder}", remedy=remedy) from None
+    except OSError:
+        return file  # a file system without locks: nothing to hold on to
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def all_runs(output_root: str | Path) -> list[Run]:
+    root = Path(output_root)
+    return [Run(p.parent) for p in sorted(root.glob("*/run.json"))] if root.is_dir() else []
+
+
+def newest_complete(output_root: str | Path, stage: str, data: str | None = None) -> Run | None:
+    """The newest finished run of a stage, of the same data if there is one."""
+    done = [r for r in all_runs(output_root) if r.state == "complete" and r.info.get("stage") == stage and r.last_checkpoint()]
+    done.sort(key=lambda r: r.info.get("finished", 0.0))
+    same = [r for r in done if r.info.get("data") == data]
+    return (same or done or [None])[-1]
+
+
+def find(output_root: str | Path, wanted: str, *, key: str, stage: str | None = None) -> Run:
+    """A run by folder, by name, or by a part of its name that only one run has; it must hold a complete checkpoint."""
+    runs = {run.name: run for run in all_runs(output_root)}
+    candidates = [Run(Path(wanted))] if (Path(wanted) / "run.json").exists() else []
+    candidates = candidates or ([runs[wanted]] if wanted in runs else [r for n, r in runs.items() if wanted in n])
+    if len(candidates) != 1:
+        what = "several runs match" if candidates else "there is no such run"
+        known = [run.name for run in candidates] or list(runs) or f"nothing: no runs in {output_root}"
+        remedy = suggest(wanted, runs) or f"train one with stage={stage or '<stage>'}, or give the path of a run folder"
+        raise RunError(what, key=key, got=wanted, allowed=known, remedy=remedy)
+    run = candidates[0]
+    if stage is not None and run.info.get("stage") != stage:
+        raise RunError("this run is of another stage", key=key, got=f"{run.name} (stage={run.info.get('stage')})", allowed=stage)
+    if run.last_checkpoint() is None:
+        remedy = "continue it with its own command, or choose another"
+        raise RunError("this run holds no complete checkpoint", key=key, got=run.name, remedy=remedy)
+    return run
+
+
+def provenance() -> dict[str, Any]:
+    """Where the numbers come from: commit, versions, machine kind. Nothing of the environment's variables."""
+    here = Path(__file__).resolve().parents[1]
+    names = ("torch", "pytorch-lightning", "hydra-core", "numpy", "av", "einops", "safetensors")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {
+        "created": time.time(),
+        "commit": _git(here, "rev-parse", "HEAD"),
+        "changed": bool(_git(here, "status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

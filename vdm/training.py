@@ -1,0 +1,166 @@
+"""From a checked configuration to a finished run: find the run folder, build the parts, fit, record what came out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vdm import checkpoint, config, runs
+from vdm.callbacks.checkpoint import Checkpoint, FolderCheckpointIO
+from vdm.errors import ConfigError, RunError
+from vdm.metrics_file import MetricsFile
+from vdm.runs import Run
+from vdm.stages.base import Stage
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train one stage; returns the optimised metric for sweepers."""
+    resolved = config.resolve(cfg)
+    settings = {key: value for key, value in resolved.items() if key != "hydra"}
+    run = runs.locate(settings, stage=settings["stage"]["name"], data=settings["data"]["name"])
+    leader = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    held = runs.lock(run) if leader else None
+    try:
+        if leader:
+            checkpoint.recover(run.folder / "checkpoints")
+        start = _starting_point(run, settings)
+        if start is not None and _is_finished(run, settings):
+            return _already_done(run, settings)
+        return _fit(cfg, settings, run, start, leader)
+    finally:
+        if held is not None:
+            held.close()
+
+
+def _starting_point(run: Run, settings: dict[str, Any]) -> Path | None:
+    """The checkpoint to continue from."""
+    resume = settings["resume"]
+    if resume == "never":
+        if run.checkpoints() and settings.get("debug") is None and run.name != "debug":
+            remedy = "give the new run a name with run.id=<name>, or continue this one with resume=auto"
+            raise ConfigError("this run exists and holds checkpoints", key="resume", got=f"never, for {run.name}", remedy=remedy)
+        if run.name == "debug":
+            shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+        return None
+    if resume == "auto":
+        return run.last_checkpoint()
+    if (Path(resume) / "manifest.json").exists():
+        return Path(resume)
+    return runs.find(settings["paths"]["output_root"], resume, key="resume").last_checkpoint()
+
+
+def _is_finished(run: Run, settings: dict[str, Any]) -> bool:
+    info = run.info
+    return info.get("state") == "complete" and info.get("step", 0) >= settings["trainer"]["max_steps"]
+
+
+def _already_done(run: Run, settings: dict[str, Any]) -> float | None:
+    info = run.info
+    log.info("%s is complete at step %s; nothing to do. More steps: trainer.max_steps. Anew: run.id=<name>.", run.name, info["step"])
+    return _metric(info.get("metrics", {}), settings)
+
+
+def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None, leader: bool) -> float | None:
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    datamodule = instantiate(cfg.data, _convert_="all")
+    datamodule.run_folder = run.folder
+    datamodule.setup("fit")
+    stage: Stage = instantiate(cfg.stage, _convert_="all")
+    lineage = _load_parents(stage, settings) if start is None else run.info.get("lineage", [])
+    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
+    for callback in callbacks:
+        callback.run = run
+    resumed_step = checkpoint.read_manifest(start)["step"] if start is not None else None
+    trainer = pl.Trainer(
+        **_trainer_settings(cfg),
+        callbacks=callbacks,
+        logger=_loggers(cfg, run, resumed_step, leader),
+        plugins=[FolderCheckpointIO()],
+        default_root_dir=run.folder,
+        # What our own callbacks and loader do, and what a stream without epochs has no use for:
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+    if leader:
+        _record_start(cfg, settings, run, lineage, datamodule, resumed_step)
+    trainer.fit(stage, datamodule=datamodule, ckpt_path=None if start is None else str(start), weights_only=True)
+    done = stage.step >= trainer.max_steps
+    if leader:
+        run.update(state="complete" if done else "interrupted", step=stage.step, metrics=stage.metrics, finished=time.time())
+        last = run.last_checkpoint()
+        log.info("%s: %s at step %d%s", run.name, "complete" if done else "interrupted", stage.step, f", {last}" if last else "")
+    if not done and stage.step == (resumed_step or 0):
+        raise RunError("training ended without a single step", got=f"step {stage.step} of {trainer.max_steps}")
+    return _metric(stage.metrics, settings)
+
+
+def _trainer_settings(cfg: DictConfig) -> dict[str, Any]:
+    settings = OmegaConf.to_container(cfg.trainer, resolve=True)
+    return {key: value for key, value in settings.items() if key != "_target_"}
+
+
+def _loggers(cfg: DictConfig, run: Run, resumed_step: int | None, leader: bool) -> list:
+    """metrics.csv always, and what the logger group adds: in the run folder, under the run's name, as one continued run."""
+    if not leader:
+        return []
+    found: list = [MetricsFile(path=str(run.folder / "metrics.csv"), resumed_step=resumed_step)]
+    for name, node in (cfg.logger or {}).items():
+        place = {"save_dir": str(run.folder)}
+        if name == "wandb":
+            place |= {"id": run.name, "name": run.name, "resume": "allow", "group": str(cfg.stage.name)}
+        elif name == "tensorboard" and resumed_step is not None:
+            place |= {"purge_step": resumed_step + 1}
+        found.append(instantiate(node, **place))
+    return found
+
+
+def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put the weights of the runs named in `init` into the stage's networks of the same names."""
+    lineage = []
+    for network, wanted in (settings.get("init") or {}).items():
+        if wanted is None:
+            continue
+        parent = runs.find(settings["paths"]["output_root"], wanted, key=f"init.{network}")
+        folder = parent.last_checkpoint()
+        tensors = checkpoint.network_weights(folder, network)
+        report = checkpoint.load_weights(getattr(stage, network), tensors, source=f"init.{network}")
+        digest = checkpoint.read_manifest(folder)["files"][f"weights/{network}.safetensors"]["sha256"]
+        log.info("%s starts from %s (%s): %s", network, parent.name, folder.name, report)
+        lineage.append({"network": network, "run": parent.name, "checkpoint": folder.name, "sha256": digest})
+    return lineage
+
+
+def _record_start(cfg, settings, run: Run, lineage, datamodule, resumed_step: int | None) -> None:
+    text = OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in settings.items() if key != "checks"}))
+    runs.write_atomically(run.folder / "config.yaml", text)
+    facts = {"stage": settings["stage"]["name"], "data": settings["data"]["name"], "lineage": lineage}
+    if resumed_step is None:
+        run.update(**facts, state="running", step=0, data_fingerprint=datamodule.fingerprint, **runs.provenance())
+    else:
+        run.update(state="running")
+    log.info("%s %s in %s", "continuing" if resumed_step is not None else "training", run.name, run.folder)
+    if resumed_step is not None:
+        log.info("from step %d of %d", resumed_step, settings["trainer"]["max_steps"])
+
+
+def _metric(metrics: dict[str, float], settings: dict[str, Any]) -> float | None:
+    wanted = settings["optimized_metric"]
+    monitored = (settings["callbacks"].get("checkpoint") or {}).get("monitor")
+    if wanted is not None and wanted not in metrics:
+        raise ConfigError("no such metric was logged", key="optimized_metric", got=wanted, allowed=sorted(metrics))
+    return metrics.get(wanted or monitored)
