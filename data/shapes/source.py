@@ -1,0 +1,101 @@
+"""The embedded world as a source of records: clip `index` of a split, rendered when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from data.records import Record
+from data.shapes.motion import frame_times, trajectory
+from data.shapes.render import paint
+from data.shapes.sampling import SPLITS, check, sample_script
+from data.shapes.script import ScriptSettings
+from data.shapes.truth import truth
+from vdm.errors import ConfigError
+
+WORLD = 1  # raise it when the same seed and index give another clip
+SMALLEST_PICTURE = 24  # pixels; the shapes cannot be told apart below
+
+
+class ShapesSource:
+    """Deterministic in (seed, split, index); a longer split begins with the clips of a shorter one."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_train: int,
+        num_val: int,
+        num_test: int,
+        num_heldout: int,
+        height: int,
+        width: int,
+        frames: int,
+        fps: float,
+        ticks: int,
+        min_things: int,
+        max_things: int,
+        min_events: int,
+        max_events: int,
+        textured: float,
+    ):
+        self.seed, self.height, self.width, self.frames, self.fps = seed, height, width, frames, fps
+        self.counts = dict(zip(SPLITS, (num_train, num_val, num_test, num_heldout), strict=True))
+        self.settings = ScriptSettings(ticks, min_things, max_things, min_events, max_events, textured)
+        check(self.settings)
+        if seed < 0:
+            raise ConfigError("the seed of the world is negative", key="data.source.seed", got=seed, allowed=">= 0")
+        if min(height, width) < SMALLEST_PICTURE or height != width:
+            raise ConfigError(
+                "pictures of the shapes world are square",
+                key="data.source.height, data.source.width",
+                got=f"{height}x{width}",
+                allowed=f"equal, >= {SMALLEST_PICTURE}",
+            )
+        if frames < ticks + 1:
+            raise ConfigError(
+                "too few frames to see every tick",
+                key="data.source.frames",
+                got=frames,
+                allowed=f">= ticks + 1 = {ticks + 1}",
+            )
+        if not fps > 0:
+            raise ConfigError("no clip has this frame rate", key="data.source.fps", got=fps, allowed="> 0")
+
+    def splits(self) -> tuple[str, ...]:
+        """Those that have clips."""
+        return tuple(split for split, count in self.counts.items() if count > 0)
+
+    def items(self, split: str) -> Sequence[tuple[str, int]]:
+        """(split, index) of every clip."""
+        return [(split, index) for index in range(self.counts[split])]
+
+    def load(self, item: tuple[str, int]) -> Record:
+        """Render one clip with its captions and its truth."""
+        from data.shapes.grammar import captions
+
+        split, index = item
+        script = sample_script(self.seed, index, self.settings, split)
+        states = trajectory(script, frame_times(self.frames, script.ticks))
+        picture = paint(script, states, self.height, self.width)
+        extras, arrays = truth(script, picture)
+        return Record(
+            key=f"shapes-{split}-{index:07d}",
+            captions=captions(script, script.seed),
+            frames=picture.frames,
+            fps=self.fps,
+            source={"world": WORLD, "seed": self.seed, "split": split, "index": index},
+            extras=extras,
+            arrays=arrays,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the content."""
+        return {
+            "world": WORLD,
+            "seed": self.seed,
+            "size": [self.frames, self.height, self.width],
+            "fps": self.fps,
+            "script": {name: getattr(self.settings, name) for name in self.settings.__dataclass_fields__},
+            "counts": self.counts,
+        }
