@@ -1,0 +1,88 @@
+"""Stage 1: the video autoencoder, with its discriminator in the same optimizer as a second parameter group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from vdm.autoencoder.base import VideoAutoencoder
+from vdm.autoencoder.loss import AutoencoderLoss
+from vdm.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.stages.base import Stage
+from vdm.types import VideoBatch
+
+
+class AutoencoderStage(Stage):
+    """`finish` measures the latent's mean and deviation over `latent_batches` training batches."""
+
+    def __init__(
+        self,
+        *,
+        autoencoder: VideoAutoencoder,
+        loss: AutoencoderLoss,
+        discriminator_lr: PositiveFloat | None,
+        latent_batches: PositiveInt,
+        optimizer: Callable[[Iterable], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        grad_clip: PositiveFloat | None,
+        accumulate: PositiveInt,
+        max_skipped: PositiveInt,
+        seed: NonNegativeInt,
+    ):
+        super().__init__(
+            optimizer=optimizer,
+            scheduler=scheduler,
+            grad_clip=grad_clip,
+            accumulate=accumulate,
+            max_skipped=max_skipped,
+            seed=seed,
+        )
+        self.autoencoder = autoencoder
+        self.loss = loss
+        self.discriminator_lr, self.latent_batches = discriminator_lr, latent_batches
+
+    def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
+        video = batch["video"]
+        reconstruction, posterior = self.autoencoder(video)
+        return self.loss(video, reconstruction, posterior, step=self.step, last_layer=self.autoencoder.last_layer)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Before its start step the discriminator has no gradient at all, and optimizers pass over such parameters."""
+        groups = [{"params": list(self.autoencoder.parameters()), "name": "autoencoder"}]
+        if self.loss.adversarial is not None:
+            group = {"params": list(self.loss.adversarial.parameters()), "name": "discriminator"}
+            groups.append(group if self.discriminator_lr is None else group | {"lr": self.discriminator_lr})
+        return groups
+
+    def averaged(self) -> dict[str, nn.Module]:
+        return {"autoencoder": self.autoencoder}
+
+    def validation_losses(self, batch: VideoBatch) -> dict[str, Tensor]:
+        """Of the posterior's mean, which is what later stages see; `psnr` in dB of clips clipped to [-1, 1]."""
+        video = batch["video"]
+        posterior = self.autoencoder.posterior(video)
+        reconstruction = self.autoencoder.reconstruct(posterior.mode())
+        terms = self.loss.reconstruction(video, reconstruction)
+        return terms | {"psnr": psnr(reconstruction, video), "kl": posterior.kl() / video[0].numel()}
+
+    def preview(self, batch: VideoBatch) -> dict[str, Tensor]:
+        video = batch["video"]
+        latent = self.autoencoder.encode(video)
+        return {"video": video, "reconstruction": self.autoencoder.decode(latent).float().clamp(-1.0, 1.0)}
+
+    def finish(self, batches: Iterable[VideoBatch]) -> None:
+        videos = (batch["video"] for _, batch in zip(range(self.latent_batches), batches, strict=False))
+        training = self.autoencoder.training
+        self.autoencoder.eval()
+        self.autoencoder.measure_latents(videos)
+        self.autoencoder.train(training)
+
+
+def psnr(video: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal to noise ratio of each clip in dB, `b`; both in [-1, 1]."""
+    error = (video.float().clamp(-1.0, 1.0) - reference.float()).square().flatten(1).mean(1)
+    return 10.0 * (4.0 / error.clamp_min(1e-10)).log10()
