@@ -12,7 +12,7 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
@@ -154,6 +154,27 @@ def _needed(packets: list[av.Packet], wanted: Container[int]) -> list[av.Packet]
             needed += group
             group = []
     return needed
+
+
+class CoverCrop:
+    """Makes frames upright, resizes them until they cover H x W, and cuts out the centre."""
+
+    def __init__(self, height: int, width: int):
+        self.height, self.width = height, width
+        self._scaler = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:  # H W 3, uint8
+        turns = round(frame.rotation / 90) % 4
+        height, width = (self.width, self.height) if turns % 2 else (self.height, self.width)
+        scale = max(height / frame.height, width / frame.width)
+        covering = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
+        # Bit-exact, so that shards do not depend on the vector units of the machine.
+        flags = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+        resized = self._scaler.reformat(
+            frame, width=covering[1], height=covering[0], format="rgb24", interpolation=flags, threads=1
+        )
+        top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
+        return np.rot90(_rgb(resized)[top : top + height, left : left + width], turns)
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
