@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.records import Record
+from data.shapes.grammar import captions, scene_captions, scenes
 from data.shapes.motion import frame_times, trajectory
 from data.shapes.render import paint
 from data.shapes.sampling import SPLITS, check, sample_script
@@ -38,8 +39,10 @@ class ShapesSource:
         min_events: int,
         max_events: int,
         textured: float,
+        num_captions: int,
     ):
         self.seed, self.height, self.width, self.frames, self.fps = seed, height, width, frames, fps
+        self.num_captions = num_captions
         self.counts = dict(zip(SPLITS, (num_train, num_val, num_test, num_heldout), strict=True))
         self.settings = ScriptSettings(ticks, min_things, max_things, min_events, max_events, textured)
         check(self.settings)
@@ -59,6 +62,10 @@ class ShapesSource:
                 got=frames,
                 allowed=f">= ticks + 1 = {ticks + 1}",
             )
+        if num_captions < 1:
+            raise ConfigError(
+                "a clip needs a caption", key="data.source.num_captions", got=num_captions, allowed=">= 1"
+            )
         if not fps > 0:
             raise ConfigError("no clip has this frame rate", key="data.source.fps", got=fps, allowed="> 0")
 
@@ -72,16 +79,19 @@ class ShapesSource:
 
     def load(self, item: tuple[str, int]) -> Record:
         """Render one clip with its captions and its truth."""
-        from data.shapes.grammar import captions
-
         split, index = item
         script = sample_script(self.seed, index, self.settings, split)
         states = trajectory(script, frame_times(self.frames, script.ticks))
         picture = paint(script, states, self.height, self.width)
         extras, arrays = truth(script, picture)
+        told = zip(scenes(script), scene_captions(script, self.seed), strict=True)
+        extras["scenes"] = [
+            {"start": scene.start, "end": scene.end, "events": list(scene.events), "caption": caption}
+            for scene, caption in told
+        ]
         return Record(
             key=f"shapes-{split}-{index:07d}",
-            captions=captions(script, script.seed),
+            captions=captions(script, self.seed, self.num_captions),
             frames=picture.frames,
             fps=self.fps,
             source={"world": WORLD, "seed": self.seed, "split": split, "index": index},
@@ -98,4 +108,5 @@ class ShapesSource:
             "fps": self.fps,
             "script": {name: getattr(self.settings, name) for name in self.settings.__dataclass_fields__},
             "counts": self.counts,
+            "num_captions": self.num_captions,
         }

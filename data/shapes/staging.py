@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from data.shapes.figures import PERIOD, REACH
 from data.shapes.motion import GROWTH, RADII, SPEED, Path, is_visible, unit, walk
-from data.shapes.script import DIRECTIONS, Event, Placement, Thing
+from data.shapes.script import CHANNELS, DIRECTIONS, Event, Placement, Thing
 from data.shapes.timeline import Chances
 
 SPOTS = 6  # tries for each thing
@@ -18,6 +18,7 @@ CONTACT = 1.0  # an approach ends at least this many joint radii away
 COVERED = 0.45  # how deep a thing may be behind another, as a share of its own diameter
 CLEAR_ANGLE = 14.0  # degrees between an approach and the eight directions of moves
 OTHER_ANGLE = 22.0  # degrees between an approach and the way to or from a third thing
+ALIKE_ANGLE = 35.0  # between an approach and the way another thing goes meanwhile
 BEHIND_ANGLE = 30.0  # a follower is this close to straight behind
 FAR = 0.5  # widths between a follower and its leader
 ORBITS = (1.05, 0.36)  # smallest in joint radii, largest in widths
@@ -164,11 +165,22 @@ def _is_relation_clear(paths: list[Path], events: Sequence[Event], e: Event) -> 
         return False
     for i, other in enumerate(paths):
         if i not in (e.agent, e.target):
+            if any(_is_alike(paths, heading, e, o) for o in events if o.agent == i and CHANNELS[o.action] == "place"):
+                return False
             for tick in (e.start, e.end):
                 # Modulo 180: going to one thing must not look like coming from another either.
                 if _apart(heading, _bearing(agent.places[tick], other.places[tick]), 180) < OTHER_ANGLE:
                     return False
     return True
+
+
+def _is_alike(paths: list[Path], heading: float, e: Event, other: Event) -> bool:
+    """Whether another thing goes almost the same way at the same time, as if one followed the other."""
+    start, end = max(e.start, other.start), min(e.end, other.end)
+    if start >= end:
+        return False
+    places = paths[other.agent].places
+    return _apart(heading, _bearing(places[start], places[end]), 360) < ALIKE_ANGLE
 
 
 def _gap(a: Path, b: Path, tick: int) -> float:

@@ -110,7 +110,7 @@ def _box(mask: np.ndarray) -> list[int] | None:
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
-def scenes(events: Sequence[Event], ticks: int) -> list[dict[str, Any]]:
+def intervals(events: Sequence[Event], ticks: int) -> list[dict[str, Any]]:
     """Contiguous intervals in which the same events hold: [start, end) in ticks and the events' positions."""
     found: list[dict[str, Any]] = []
     for tick in range(ticks):
@@ -153,7 +153,7 @@ def truth(script: Script, picture: Picture) -> tuple[dict[str, Any], dict[str, n
         "boxes": boxes(visible),
         "whole_boxes": boxes(whole),
         "depth_order": [script.things[i].name for i in depth_order(script)],
-        "scenes": scenes(script.events, script.ticks),
+        "intervals": intervals(script.events, script.ticks),
         "subjects": entries,
     }
     return extras, {"ids": ids, "whole": whole.astype(np.uint8), "flow": flow(ids, states), **crops}
