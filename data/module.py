@@ -1,0 +1,185 @@
+"""The data of a run: shards of one dataset as training, validation and preview batches."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+
+from data.batches import BatchReader
+from data.decode import decode_clip, resolve_backend
+from data.loader import ValidationLoader, VideoLoader, collate, read_batches
+from data.plan import SequentialPlan, ShardPlan
+from data.quarantine import Quarantine
+from data.reader import ShardReader
+from data.records import Source, StoreSettings
+from data.samples import ClipReader, ClipSettings
+from data.shard_cache import ShardCache
+from data.shards import ShardIndex, read_index
+from data.tar import is_remote
+from data.workers import start_fork_server
+from vdm.bounds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.errors import ConfigError, DataError
+from vdm.types import VideoBatch
+from vdm.video import to_float
+
+log = logging.getLogger(__name__)
+
+_OPEN_FILES, _TABLES = 256, 1024  # per process: well below the usual limits, tables of 50 kB
+
+
+class VideoData(pl.LightningDataModule):
+    """Reads what `python -m data.prepare data=<name>` wrote. `source` and `store` say how; here they are only compared."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str,
+        source: Source,
+        store: StoreSettings,
+        clip: ClipSettings,
+        batch_size: PositiveInt,
+        num_workers: NonNegativeInt,
+        prefetch: PositiveInt,
+        seed: NonNegativeInt,
+        train_split: str,
+        val_split: str | None,
+        val_clips: PositiveInt,
+        extras: Sequence[str],
+        lanes: PositiveInt | None,
+        shuffle_window: PositiveInt,
+        max_broken: Fraction,
+        sample_timeout: PositiveFloat | None,
+        quarantine: str | None,
+        resume_with_other_data: bool,
+        backend: str,
+        cache: ShardCache,
+    ):
+        super().__init__()
+        resolve_backend(backend)
+        self.name, self.root, self.source, self.store, self.clip = name, str(root).rstrip("/"), source, store, clip
+        self.batch_size, self.num_workers, self.prefetch, self.seed = batch_size, num_workers, prefetch, seed
+        self.train_split, self.val_split, self.val_clips = train_split, val_split, val_clips
+        self.extras, self.lanes, self.shuffle_window = tuple(extras), lanes, shuffle_window
+        self.max_broken, self.sample_timeout, self.quarantine = max_broken, sample_timeout, quarantine
+        self.resume_with_other_data, self.backend, self.cache = resume_with_other_data, backend, cache
+        self.run_folder: str | os.PathLike | None = None  # whoever has one sets it
+        self._indices: dict[str, ShardIndex] = {}
+        self._quarantines: dict[str, Quarantine] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the indices, and say what is missing or does not fit, before anything else is built."""
+        for split in filter(None, (self.train_split, self.val_split)):
+            if split not in self._indices:
+                self._indices[split] = self._checked_index(split)
+        self._training_plan()
+        if self.num_workers:
+            start_fork_server()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the training shards; belongs to the lineage of a run."""
+        return self._index(self.train_split).fingerprint
+
+    def train_dataloader(self) -> VideoLoader:
+        """Endless, with a state."""
+        return VideoLoader(
+            reader=self._reader(self.train_split, self._training_plan()),
+            quarantine=self._quarantine(self.train_split),
+            batch_size=self.batch_size,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            num_workers=self.num_workers,
+            prefetch=self.prefetch,
+            resume_with_other_data=self.resume_with_other_data,
+        )
+
+    def sample_dataloader(self) -> VideoLoader:
+        """Training clips to measure on: the same ones whenever it is asked for, whatever training has consumed."""
+        return self.train_dataloader()
+
+    def val_dataloader(self) -> ValidationLoader | list:
+        """The first `val_clips` of the validation split, in order."""
+        if self.val_split is None:
+            return []
+        return ValidationLoader(
+            reader=self._reader(self.val_split, self._sequential_plan(self.val_split, self.val_clips)),
+            quarantine=self._quarantine(self.val_split),
+            batch_size=self.batch_size,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            num_workers=self.num_workers,
+            prefetch=self.prefetch,
+        )
+
+    def preview(self, count: int) -> VideoBatch:
+        """The first clips of the validation split (without one, of the training split): the same in every run."""
+        split = self.val_split or self.train_split
+        plan = self._sequential_plan(split, count)
+        reader = self._reader(split, plan)
+        pixels, batch = next(read_batches(reader, [range(plan.num_samples)], count, num_workers=0, prefetch=1))
+        self._quarantine(split).add(batch.broken)
+        return self.on_after_batch_transfer(collate(pixels, batch.clips), 0)
+
+    def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:
+        """uint8 crossed the bus; from here on `video` is what VideoBatch promises."""
+        if batch["video"].dtype == torch.uint8:
+            batch["video"] = to_float(batch["video"]).contiguous()
+        return batch
+
+    def _checked_index(self, split: str) -> ShardIndex:
+        folder = f"{self.root}/{split}"
+        command = f"python -m data.prepare data={self.name}"
+        place = "data.root, or paths.data_root above it"
+        try:
+            index = read_index(folder)
+        except DataError as error:
+            remedy = f"make the shards: {command}; or point {place} at the folder that has them"
+            raise DataError(error.what, key=place, got=error.got, allowed=error.allowed, remedy=remedy) from error
+        if index.name != self.name or index.split != split:
+            got, allowed = f"{index.name}/{index.split} in {folder}", f"{self.name}/{split}"
+            raise DataError("these shards are of another dataset", key=place, got=got, allowed=allowed, remedy=command)
+        stored = index.settings.get("store", {})
+        wanted = {"height": self.clip.height, "width": self.clip.width, "frames": self.clip.span}
+        for name, size in wanted.items():
+            if size > stored.get(name, size):
+                every = f" at frame_stride {self.clip.frame_stride}" if name == "frames" else ""
+                raise ConfigError(f"training wants more {name} than the shards hold", key=f"data.clip.{name}",
+                                  got=f"{getattr(self.clip, name)}{every}", allowed=f"up to {stored[name]}",
+                                  remedy=f"lower it, or prepare again with a larger data.store.{name}")  # fmt: skip
+        return index
+
+    def _index(self, split: str) -> ShardIndex:
+        if split not in self._indices:
+            self.setup("fit")
+        return self._indices[split]
+
+    def _training_plan(self) -> ShardPlan:
+        counts = [info.samples for info in self._index(self.train_split).shards]
+        return ShardPlan(counts=counts, seed=self.seed, shuffle_window=self.shuffle_window, lanes=self.lanes)
+
+    def _sequential_plan(self, split: str, limit: int) -> SequentialPlan:
+        return SequentialPlan(counts=[info.samples for info in self._index(split).shards], limit=limit)
+
+    def _reader(self, split: str, plan: ShardPlan | SequentialPlan) -> BatchReader:
+        index = self._index(split)
+        cache = self.cache if is_remote(index.folder) else None
+        shards = ShardReader(index=index, cache=cache, max_open=_OPEN_FILES, max_tables=_TABLES)
+        decoder = functools.partial(decode_clip, backend=self.backend)
+        clips = ClipReader(clip=self.clip, seed=self.seed, extras=self.extras, decoder=decoder)
+        return BatchReader(plan=plan, shards=shards, clips=clips, sample_timeout=self.sample_timeout)
+
+    def _quarantine(self, split: str) -> Quarantine:
+        if split not in self._quarantines:
+            path = self.quarantine
+            if path is None:
+                folder = self.run_folder or (None if is_remote(self.root) else self.root)
+                path = os.path.join(folder, "quarantine.jsonl") if folder else None
+            fingerprint = self._index(split).fingerprint
+            self._quarantines[split] = Quarantine(path=path, fingerprint=fingerprint, max_broken=self.max_broken)
+        return self._quarantines[split]
