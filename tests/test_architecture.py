@@ -33,7 +33,15 @@ MAY_IMPORT = {
     "launch": {"config", "errors"},
     "metrics_file": {"runs"},
 }
-LIGHT = ("vdm/launch.py", "vdm/config.py", "vdm/signature.py", "vdm/runs.py", "vdm/checks.py", "vdm/errors.py", "train.py")
+LIGHT = (
+    "vdm/launch.py",
+    "vdm/config.py",
+    "vdm/signature.py",
+    "vdm/runs.py",
+    "vdm/checks.py",
+    "vdm/errors.py",
+    "train.py",
+)
 ENTRY_POINTS = {"data/prepare.py"}  # commands: they come in through vdm.launch
 
 

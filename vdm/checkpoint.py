@@ -1,7 +1,7 @@
 """Checkpoints on disk: a folder that is complete or absent, weights as safetensors, no pickle that could run code.
 
-    step-00001000/  manifest.json            sizes and SHA-256 of all other files, written last
-                    weights/<network>.safetensors   ema/<network>.safetensors   trainer.pt (optimizer, loops, data position)
+step-00001000/  manifest.json            sizes and SHA-256 of all other files, written last
+                weights/<network>.safetensors   ema/<network>.safetensors   trainer.pt (optimizer, loops, data position)
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, source: str, allow_missing: Iterable[str] = ()) -> LoadReport:
+def load_weights(
+    network: nn.Module, tensors: Mapping[str, Tensor], *, source: str, allow_missing: Iterable[str] = ()
+) -> LoadReport:
     """Strict: every tensor must find its place. `allow_missing` names, as prefixes, what may stay as it was initialised."""
     own = network.state_dict()
     misshapen = [
@@ -124,7 +126,9 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], *, source: s
     ]
     wrong = {entry.split(" ")[0] for entry in misshapen}
     matched = sorted(own.keys() & tensors.keys() - wrong)
-    report = LoadReport(matched, sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys()), sorted(misshapen))
+    report = LoadReport(
+        matched, sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys()), sorted(misshapen)
+    )
     allowed = tuple(allow_missing)
     forbidden = [name for name in report.missing if not (allowed and name.startswith(allowed))]
     if forbidden or report.unexpected or report.misshapen:

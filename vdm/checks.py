@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from vdm.errors import ConfigError
 
 
-def clip_fits_stride(*, stride: Sequence[int], frames: int, height: int, width: int) -> None:
-    """The autoencoder reduces a clip by whole strides."""
+def clip_fits_stride(*, autoencoder: Mapping[str, Any], frames: int, height: int, width: int) -> None:
+    """The autoencoder reduces a clip by whole strides; a 2D one halves it between its levels."""
+    spatial = 2 ** (len(autoencoder["multipliers"]) - 1)
+    stride = autoencoder.get("stride", (1, spatial, spatial))
     for key, size, step in zip(("frames", "height", "width"), (frames, height, width), stride, strict=True):
         if size % step:
             below, above = size // step * step, (size // step + 1) * step
@@ -27,7 +30,9 @@ def steps_are_given(*, max_steps: int, max_epochs: int | None) -> None:
         raise ConfigError("training needs a number of steps", key="trainer.max_steps", got=max_steps, allowed=">= 1")
     if max_epochs not in (None, -1):
         remedy = "set trainer.max_steps instead; samples per epoch / (batch size x ranks) is one epoch"
-        raise ConfigError("training is counted in steps, not epochs", key="trainer.max_epochs", got=max_epochs, remedy=remedy)
+        raise ConfigError(
+            "training is counted in steps, not epochs", key="trainer.max_epochs", got=max_epochs, remedy=remedy
+        )
 
 
 def resume_is_known(*, resume: str) -> None:

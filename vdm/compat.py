@@ -23,7 +23,7 @@ class _BeforeTorchvision(importlib.abc.MetaPathFinder):
         if fullname == "torchvision" and self in sys.meta_path:
             sys.meta_path.remove(self)
             declare_operators()
-        return None
+        return
 
 
 def watch() -> None:

@@ -9,16 +9,23 @@ from __future__ import annotations
 import ast
 import importlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from vdm.bounds import BOUNDS
 from vdm.errors import ConfigError, suggest
 from vdm.signature import NotFound, signature
 
+INTERPOLATION = re.compile(r"\$\{(\w[\w.]*)\}")
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 # A configuration can come out of somebody's checkpoint: only these may be named by it.
@@ -40,8 +47,34 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(str(error).splitlines()[0], key=str(error.full_key or "")) from None
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first thing wrong. `config` is resolved."""
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError for the first thing wrong, under the key a user would change."""
+    try:
+        check_resolved(resolve(cfg))
+    except ConfigError as error:
+        origin = key_of_origin(cfg, error.key)
+        if origin == error.key:
+            raise
+        remedy = error.remedy.replace(error.key, origin)
+        raise ConfigError(error.what, key=origin, got=error.got, allowed=error.allowed, remedy=remedy) from None
+
+
+def key_of_origin(cfg: DictConfig, key: str) -> str:
+    """Follows interpolations: what is wrong with `stage.autoencoder.stride` is to be mended at `autoencoder.stride`."""
+    parts = key.split(".")
+    for count in range(1, len(parts) + 1):
+        node = OmegaConf.select(cfg, ".".join(parts[: count - 1])) if count > 1 else cfg
+        if not OmegaConf.is_dict(node) or parts[count - 1] not in node:
+            return key
+        raw = node._get_node(parts[count - 1])
+        text = raw._value() if raw is not None and raw._is_interpolation() else None
+        if text is not None and (match := INTERPOLATION.fullmatch(text)):
+            return key_of_origin(cfg, ".".join([match[1], *parts[count:]]))
+    return key
+
+
+def check_resolved(config: Mapping[str, Any]) -> None:
+    """The same for a configuration whose interpolations have been replaced."""
     for key, value in config.items():
         if key not in ("hydra", "checks"):
             _check_node(value, key)
@@ -115,7 +148,9 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
     absent = accepted.required - given.keys()
     if absent and not node.get("_partial_"):
         name = sorted(absent)[0]
-        raise ConfigError(f"{target.rpartition('.')[2]} needs a value", key=f"{key}.{name}", remedy=f"{key}.{name}=<value>")
+        raise ConfigError(
+            f"{target.rpartition('.')[2]} needs a value", key=f"{key}.{name}", remedy=f"{key}.{name}=<value>"
+        )
 
 
 def type_problem(value: Any, annotation: str | None) -> str | None:
@@ -144,10 +179,23 @@ def _fits(value: Any, node: ast.expr) -> bool | None:
     if name in BOUNDS:
         base, test, _ = BOUNDS[name]
         return _is(value, base) and test(value)
-    plain = {"int": int, "float": float, "bool": bool, "str": str, "Path": str, "list": list, "tuple": list, "dict": Mapping}
+    plain = {
+        "int": int,
+        "float": float,
+        "bool": bool,
+        "str": str,
+        "Path": str,
+        "list": list,
+        "tuple": list,
+        "dict": Mapping,
+    }
     if name in plain:
         return _is(value, plain[name])
-    return None if value is None or isinstance(value, Mapping | list) or name in ("Any", "object") else _unknown(name, value)
+    return (
+        None
+        if value is None or isinstance(value, Mapping | list) or name in ("Any", "object")
+        else _unknown(name, value)
+    )
 
 
 def _unknown(name: str, value: Any) -> bool | None:
@@ -203,4 +251,6 @@ def _words(node: ast.expr) -> str:
     if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "tuple":
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return "[" + ", ".join(_words(part) for part in parts) + "]"
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("list", "Sequence"):
+        return f"a list, each {_words(node.slice)}"
     return plain.get(name, name)

@@ -33,24 +33,36 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra otherwise prints and exits by itself
     _log_to_stderr()
 
+    failed = False
+
     @functools.wraps(task)
     def checked(cfg: DictConfig) -> Any:
-        config.check(config.resolve(cfg))
-        return task(cfg)
+        nonlocal failed
+        try:
+            config.check(cfg)
+            return task(cfg)
+        except UserError as error:  # said here: Hydra would add a line of its own, and a sweep goes on with the next job
+            _say(error)
+            failed = True
+            return None
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
     except UserError as error:
-        _exit(error)
+        _say(error)
+        failed = True
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(explain(error, config_name))
+        _say(explain(error, config_name))
+        failed = True
+    if failed:
+        sys.exit(USER_ERROR)
 
 
-def _exit(error: UserError) -> None:
-    if os.environ.get("RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0":
+def _say(error: UserError) -> None:
+    """Once, not once a rank."""
+    if os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0":
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    sys.stderr.flush()
-    sys.exit(USER_ERROR)
+        sys.stderr.flush()
 
 
 def _log_to_stderr() -> None:
@@ -69,7 +81,9 @@ def explain(error: Exception, config_name: str) -> ConfigError:
         return _missing_choice(error, config_name)
     if isinstance(error, OverrideParseException):
         remedy = "write key=value; quote values that hold spaces, commas, = or brackets: 'key=\"a, b\"'"
-        return ConfigError("this override cannot be read", key=error.override.split("=")[0], got=error.override, remedy=remedy)
+        return ConfigError(
+            "this override cannot be read", key=error.override.split("=")[0], got=error.override, remedy=remedy
+        )
     if isinstance(error, ConfigCompositionException):
         return _bad_override(error, config_name)
     cause = error.__cause__ if error.__cause__ is not None else error
@@ -99,8 +113,10 @@ def _bad_override(error: ConfigCompositionException, config_name: str) -> Config
     key = str(getattr(cause, "full_key", None) or (match.group(1) if match else ""))
     key = key.split("=")[0].split("@")[0].lstrip("+~")
     given = next((a for a in sys.argv[1:] if a.lstrip("+~").split("=")[0].split("@")[0] == key), None)
-    known = _known_beside(key, config_name)
+    known, origin = _known_beside(key, config_name)
     name = key.rpartition(".")[2]
+    if origin != key:
+        return ConfigError("this part is written elsewhere", key=key, got=given, remedy=f"set {origin}=<value>")
     if known is not None and name not in known:
         parent = key.rpartition(".")[0]
         return ConfigError(
@@ -114,18 +130,21 @@ def _bad_override(error: ConfigCompositionException, config_name: str) -> Config
     return ConfigError(reason, key=key, got=given, remedy="see the composed configuration with --cfg job")
 
 
-def _known_beside(key: str, config_name: str) -> list[str] | None:
-    """The names that exist next to a key in the configuration as it would be without the bad override."""
+def _known_beside(key: str, config_name: str) -> tuple[list[str] | None, str]:
+    """The names beside a key in the configuration without the bad override, and the key that its value comes from."""
     choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_/]+=[\w,\[\]]+", a) and (CONF / a.split("=")[0]).is_dir()]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             node = hydra.compose(config_name, overrides=choices)
     except (HydraException, OmegaConfBaseException):
-        return None
+        return None, key
+    origin = config.key_of_origin(node, key)
+    if origin != key:
+        return None, origin
     for part in key.split(".")[:-1]:
         if not OmegaConf.is_dict(node) or part not in node:
-            return None
+            return None, key
         node = node._get_node(part)
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()] if "." not in key else []
-    return sorted({*map(str, node.keys()), *groups}) if OmegaConf.is_dict(node) else None
+    return (sorted({*map(str, node.keys()), *groups}) if OmegaConf.is_dict(node) else None), key

@@ -29,8 +29,13 @@ from vdm.errors import ConfigError, RunError, suggest
 
 NOT_IDENTITY = ("paths", "logger", "callbacks", "hydra", "resume", "run", "debug", "checks", "experiment")
 NOT_IDENTITY_OF_TRAINER = (
-    "max_steps", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "val_check_interval", "limit_val_batches",
-)  # fmt: skip
+    "max_steps",
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "log_every_n_steps",
+)
 NOT_IDENTITY_OF_DATA = ("root", "num_workers", "prefetch", "sample_timeout", "quarantine", "val_batch_size", "cache")
 STEP = re.compile(r"step-(\d{8})")
 
@@ -116,14 +121,18 @@ def lock(run: Run):
         file = (run.folder / ".lock").open("a+")
     except OSError as error:
         remedy = "set paths.output_root to a folder that can be written"
-        raise RunError("the run folder cannot be made", key="paths.output_root", got=f"{run.folder}: {error}", remedy=remedy) from None
+        raise RunError(
+            "the run folder cannot be made", key="paths.output_root", got=f"{run.folder}: {error}", remedy=remedy
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another process"
         remedy = "wait for it, stop it, or give this one a name of its own with run.id=<name>"
-        raise RunError("this run is being trained already", key="run.id", got=f"{run.name} by {holder}", remedy=remedy) from None
+        raise RunError(
+            "this run is being trained already", key="run.id", got=f"{run.name} by {holder}", remedy=remedy
+        ) from None
     except OSError:
         return file  # a file system without locks: nothing to hold on to
     file.truncate(0)
@@ -139,7 +148,11 @@ def all_runs(output_root: str | Path) -> list[Run]:
 
 def newest_complete(output_root: str | Path, stage: str, data: str | None = None) -> Run | None:
     """The newest finished run of a stage, of the same data if there is one."""
-    done = [r for r in all_runs(output_root) if r.state == "complete" and r.info.get("stage") == stage and r.last_checkpoint()]
+    done = [
+        r
+        for r in all_runs(output_root)
+        if r.state == "complete" and r.info.get("stage") == stage and r.last_checkpoint()
+    ]
     done.sort(key=lambda r: r.info.get("finished", 0.0))
     same = [r for r in done if r.info.get("data") == data]
     return (same or done or [None])[-1]
@@ -157,7 +170,9 @@ def find(output_root: str | Path, wanted: str, *, key: str, stage: str | None = 
         raise RunError(what, key=key, got=wanted, allowed=known, remedy=remedy)
     run = candidates[0]
     if stage is not None and run.info.get("stage") != stage:
-        raise RunError("this run is of another stage", key=key, got=f"{run.name} (stage={run.info.get('stage')})", allowed=stage)
+        raise RunError(
+            "this run is of another stage", key=key, got=f"{run.name} (stage={run.info.get('stage')})", allowed=stage
+        )
     if run.last_checkpoint() is None:
         remedy = "continue it with its own command, or choose another"
         raise RunError("this run holds no complete checkpoint", key=key, got=run.name, remedy=remedy)
@@ -181,7 +196,9 @@ def provenance() -> dict[str, Any]:
 
 def _git(folder: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vdm import checkpoint, config, runs
-from vdm.callbacks.checkpoint import Checkpoint, FolderCheckpointIO
+from vdm.callbacks.checkpoint import FolderCheckpointIO
 from vdm.errors import ConfigError, RunError
 from vdm.metrics_file import MetricsFile
 from vdm.runs import Run
@@ -49,7 +49,9 @@ def _starting_point(run: Run, settings: dict[str, Any]) -> Path | None:
     if resume == "never":
         if run.checkpoints() and settings.get("debug") is None and run.name != "debug":
             remedy = "give the new run a name with run.id=<name>, or continue this one with resume=auto"
-            raise ConfigError("this run exists and holds checkpoints", key="resume", got=f"never, for {run.name}", remedy=remedy)
+            raise ConfigError(
+                "this run exists and holds checkpoints", key="resume", got=f"never, for {run.name}", remedy=remedy
+            )
         if run.name == "debug":
             shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return None
@@ -67,12 +69,17 @@ def _is_finished(run: Run, settings: dict[str, Any]) -> bool:
 
 def _already_done(run: Run, settings: dict[str, Any]) -> float | None:
     info = run.info
-    log.info("%s is complete at step %s; nothing to do. More steps: trainer.max_steps. Anew: run.id=<name>.", run.name, info["step"])
+    log.info(
+        "%s is complete at step %s; nothing to do. More steps: trainer.max_steps. Anew: run.id=<name>.",
+        run.name,
+        info["step"],
+    )
     return _metric(info.get("metrics", {}), settings)
 
 
 def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None, leader: bool) -> float | None:
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    _quieten_lightning()
+    pl.seed_everything(settings["seed"], verbose=False)  # initial weights; every step seeds itself
     datamodule = instantiate(cfg.data, _convert_="all")
     datamodule.run_folder = run.folder
     datamodule.setup("fit")
@@ -101,12 +108,27 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
     trainer.fit(stage, datamodule=datamodule, ckpt_path=None if start is None else str(start), weights_only=True)
     done = stage.step >= trainer.max_steps
     if leader:
-        run.update(state="complete" if done else "interrupted", step=stage.step, metrics=stage.metrics, finished=time.time())
+        run.update(
+            state="complete" if done else "interrupted", step=stage.step, metrics=stage.metrics, finished=time.time()
+        )
         last = run.last_checkpoint()
-        log.info("%s: %s at step %d%s", run.name, "complete" if done else "interrupted", stage.step, f", {last}" if last else "")
+        log.info(
+            "%s: %s at step %d%s",
+            run.name,
+            "complete" if done else "interrupted",
+            stage.step,
+            f", {last}" if last else "",
+        )
     if not done and stage.step == (resumed_step or 0):
         raise RunError("training ended without a single step", got=f"step {stage.step} of {trainer.max_steps}")
     return _metric(stage.metrics, settings)
+
+
+def _quieten_lightning() -> None:
+    """Its advice is about the parts that we replace; it raises its own log level when it is imported."""
+    warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric)")
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _trainer_settings(cfg: DictConfig) -> dict[str, Any]:

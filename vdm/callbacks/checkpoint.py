@@ -26,7 +26,9 @@ class FolderCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint_dict: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         checkpoint.save(Path(path), checkpoint_dict, step=checkpoint_dict["global_step"])
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return checkpoint.load(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -37,17 +39,22 @@ class Checkpoint(pl.Callback):
     """Every `every` steps, at the end, and when asked to stop (Ctrl-C once, or SIGTERM)."""
 
     def __init__(
-        self, *, every: PositiveInt, keep: PositiveInt, monitor: str | None, mode: Literal["min", "max"], finish_batches: PositiveInt
+        self,
+        *,
+        every: PositiveInt,
+        keep: PositiveInt,
+        monitor: str | None,
+        mode: Literal["min", "max"],
+        finish_batches: PositiveInt,
     ):
         if mode not in ("min", "max"):
-            raise ConfigError("a metric is to be made small or large", key="callbacks.checkpoint.mode", got=mode, allowed="min, max")
+            raise ConfigError(
+                "a metric is to be made small or large", key="callbacks.checkpoint.mode", got=mode, allowed="min, max"
+            )
         self.every, self.keep, self.monitor, self.mode, self.finish_batches = every, keep, monitor, mode, finish_batches
         self.run: Run | None = None
         self.best: dict[str, Any] | None = None
         self.stop_asked = False
-        self._saved_step = -1
-
-    def setup(self, trainer: pl.Trainer, stage: Stage, phase: str) -> None:
         self._saved_step = -1
 
     def on_fit_start(self, trainer: pl.Trainer, stage: Stage) -> None:
@@ -68,7 +75,11 @@ class Checkpoint(pl.Callback):
         stop = trainer.strategy.broadcast(self.stop_asked) if trainer.world_size > 1 else self.stop_asked
         due = stage.step % self.every == 0 or self._is_best(stage)
         # The last step is saved by on_train_end, after the stage has finished.
-        if (due or stop) and self._saved_step < stage.step < trainer.max_steps and stage.batches_seen % stage.accumulate == 0:
+        if (
+            (due or stop)
+            and self._saved_step < stage.step < trainer.max_steps
+            and stage.batches_seen % stage.accumulate == 0
+        ):
             self._save(trainer, stage)
         if stop:
             trainer.should_stop = True
@@ -77,7 +88,9 @@ class Checkpoint(pl.Callback):
         measured = stage.metrics.get(self.monitor, None) if self.monitor else None
         if measured is None or stage.validated_step != stage.step:
             return False
-        if self.best is not None and (measured == self.best["value"] or (measured < self.best["value"]) != (self.mode == "min")):
+        if self.best is not None and (
+            measured == self.best["value"] or (measured < self.best["value"]) != (self.mode == "min")
+        ):
             return False
         self.best = {"step": stage.step, "value": measured, "metric": self.monitor}
         return True

@@ -19,9 +19,8 @@ class MovingAverage(pl.Callback):
         self.ema: EMA | None = None
         self._last_step = 0
 
-    def setup(self, trainer: pl.Trainer, stage: Stage, phase: str) -> None:
-        self.ema = EMA(stage.averaged(), self.decay)
-        stage.averaged_weights = self.ema.in_place
+    def setup(self, trainer: pl.Trainer, module: Stage, stage: str) -> None:
+        self.ema = EMA(module.averaged(), self.decay)
 
     def on_fit_start(self, trainer: pl.Trainer, stage: Stage) -> None:
         if self.ema.updates == 0:  # weights of a parent may have been loaded, and devices changed, since setup

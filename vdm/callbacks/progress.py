@@ -30,9 +30,17 @@ class ProgressLine(pl.Callback):
         self._first = (stage.step, time.perf_counter())
         self._batch_ended = time.perf_counter()
         if trainer.is_global_zero and sys.stderr.isatty():
-            columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[news]}"))
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[news]}"),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(type(stage).__name__, total=trainer.max_steps, completed=stage.step, news="")
+            self._task = self._bar.add_task(
+                type(stage).__name__, total=trainer.max_steps, completed=stage.step, news=""
+            )
             self._bar.start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, stage: Stage, batch: Any, batch_idx: int) -> None:

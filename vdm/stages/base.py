@@ -142,7 +142,11 @@ class Stage(pl.LightningModule, ABC):
 
     def _seed_batch(self) -> None:
         # Large odd multipliers keep the streams of neighbouring batches and ranks apart.
-        key = self.seed * 0x9E3779B97F4A7C15 + self.batches_seen * 0xBF58476D1CE4E5B9 + self.global_rank * 0x94D049BB133111EB
+        key = (
+            self.seed * 0x9E3779B97F4A7C15
+            + self.batches_seen * 0xBF58476D1CE4E5B9
+            + self.global_rank * 0x94D049BB133111EB
+        )
         torch.manual_seed(key % (1 << 63))
 
     # ---- validation and logging -----------------------------------------------------------------------------------
@@ -166,7 +170,9 @@ class Stage(pl.LightningModule, ABC):
         reduce = self.trainer.strategy.reduce
         total = reduce(count, reduce_op="sum")
         self.validated_step = self.step
-        self.report({f"val/{name}": reduce(value, reduce_op="sum") / total for name, value in sums.items()}, reduce=False)
+        self.report(
+            {f"val/{name}": reduce(value, reduce_op="sum") / total for name, value in sums.items()}, reduce=False
+        )
 
     @final
     def batches(self, loader: Iterable[VideoBatch], limit: int | None = None) -> Iterable[VideoBatch]:
@@ -174,7 +180,9 @@ class Stage(pl.LightningModule, ABC):
         for number, batch in enumerate(loader):
             if limit is not None and number >= limit:
                 break
-            yield self.trainer.datamodule.on_after_batch_transfer(self.transfer_batch_to_device(batch, self.device, 0), 0)
+            yield self.trainer.datamodule.on_after_batch_transfer(
+                self.transfer_batch_to_device(batch, self.device, 0), 0
+            )
 
     @final
     def report(self, values: dict[str, Any], *, reduce: bool = True) -> None:
