@@ -81,7 +81,7 @@ class SplitBuilder:
         total = len(items) if self.limit is None else min(self.limit, len(items))
         if total < 1:
             raise DataError("the source has no items", key="data.source", got=f"split {split!r}")
-        settings = self.settings(total)
+        settings = self.settings(split, total)
         with _locked(folder):
             if overwrite:
                 _clear(folder)
@@ -98,10 +98,12 @@ class SplitBuilder:
             shutil.rmtree(folder / NOTES, ignore_errors=True)
             return Outcome(index, total, count_reasons(rejected), False)
 
-    def settings(self, total: int) -> dict[str, Any]:
+    def settings(self, split: str, total: int) -> dict[str, Any]:
         """Everything that decides the bytes of the shards."""
+        source = self.source.fingerprint()
+        source |= {"splits": {split: source["splits"].get(split)}} if "splits" in source else {}
         cut = {"clips_per_video": self.clips_per_video, "min_frames": self.min_frames}
-        content = {"source": self.source.fingerprint(), "store": asdict(self.store) | cut, "items": total}
+        content = {"source": source, "store": asdict(self.store) | cut, "items": total}
         return json.loads(json.dumps(content))  # as it will be read back
 
     def _make(

@@ -15,6 +15,8 @@ from vdm.errors import ConfigError, suggest
 if TYPE_CHECKING:
     from data.building import Outcome, Progress, SplitBuilder
 
+_LINE_SECONDS = 30.0
+
 
 def main(cfg: DictConfig) -> None:
     """Prepare or verify the splits that are asked for."""
@@ -59,27 +61,40 @@ def main(cfg: DictConfig) -> None:
 
 def _build(builder: SplitBuilder, split: str, *, overwrite: bool) -> None:
     began = time.monotonic()
-    with _bar(f"{builder.name}/{split}") as bar:
-        task = bar.add_task(f"{builder.name}/{split}", total=None, rejected=0, rate="")
-        made: list[tuple[float, int]] = []  # (when, clips): the rate of this attempt, not of those before
-
-        def on_progress(progress: Progress, total: int) -> None:
-            now = time.monotonic()
-            if not made or now - made[-1][0] > 0.5 or progress.items == total:
-                made.append((now, progress.clips))
-                del made[1:-60]
-                rate = (made[-1][1] - made[0][1]) / (made[-1][0] - made[0][0] or 1.0)
-                bar.update(
-                    task, completed=progress.items, total=total, rejected=progress.rejected, rate=f"{rate:,.0f} clips/s"
-                )
-
+    with _bar() as bar:
+        meter = _Meter(bar, f"{builder.name}/{split}")
         try:
-            outcome = builder.build(split, overwrite=overwrite, on_progress=on_progress)
+            outcome = builder.build(split, overwrite=overwrite, on_progress=meter)
         except KeyboardInterrupt:
             bar.stop()
             sys.stderr.write("interrupted; the same command continues\n")
             sys.exit(130)
     sys.stdout.write(_report(outcome, time.monotonic() - began) + "\n")
+
+
+class _Meter:
+    """Shows clips/s of this attempt, over the last half minute; where there is no terminal, as a line now and then."""
+
+    def __init__(self, bar: Any, title: str):
+        self.bar, self.title = bar, title
+        self.task = bar.add_task(title, total=None, rejected=0, rate="")
+        self.made: list[tuple[float, int]] = []  # (when, clips)
+        self.said = time.monotonic()
+
+    def __call__(self, progress: Progress, total: int) -> None:
+        now = time.monotonic()
+        if self.made and now - self.made[-1][0] < 0.5 and progress.items < total:
+            return
+        self.made = [*self.made[-60:], (now, progress.clips)]
+        rate = (progress.clips - self.made[0][1]) / (now - self.made[0][0] or 1.0)
+        state = {"completed": progress.items, "total": total, "rejected": progress.rejected}
+        self.bar.update(self.task, **state, rate=f"{rate:,.0f} clips/s")
+        if not self.bar.console.is_terminal and now - self.said > _LINE_SECONDS:
+            self.said = now
+            line = (
+                f"{self.title}: {progress.items:,} of {total:,}, {rate:,.0f} clips/s, rejected {progress.rejected:,}\n"
+            )
+            sys.stderr.write(line)
 
 
 def _report(outcome: Outcome, seconds: float) -> str:
@@ -99,19 +114,19 @@ def _verify(folder: str) -> None:
     from data.shards import read_index, verify_shards
 
     index = read_index(folder)
-    with _bar(folder) as bar:
+    with _bar() as bar:
         task = bar.add_task(folder, total=len(index.shards), rejected=0, rate="")
         verify_shards(index, on_shard=lambda _: bar.advance(task))
     sys.stdout.write(f"{folder}: {len(index.shards):,} shards with {index.num_samples:,} samples are whole\n")
 
 
-def _bar(title: str) -> Any:
+def _bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = ["{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
     columns += [TextColumn("rejected {task.fields[rejected]}"), TimeRemainingColumn()]
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _splits(asked: Any, known: Sequence[str]) -> list[str]:

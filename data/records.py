@@ -48,7 +48,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """The settings that decide the content, in json."""
+        """The settings that decide the content, in json. What concerns one split only stands in `splits: {name: ...}`."""
         ...
 
 

@@ -83,7 +83,7 @@ class WebVidSource:
     def fingerprint(self) -> dict:
         # The table decides; videos are too many to read twice, and the folder's place does not matter.
         tables = {split: checksum(path) for split, path in self.csv.items() if os.path.isfile(path)}
-        return {"dataset": "webvid", "csv": tables, "missing": self.missing}
+        return {"dataset": "webvid", "missing": self.missing, "splits": tables}
 
     def _row(self, line: dict[str, str] | str, seen: set[str]) -> WebVidRow:
         if isinstance(line, str):
