@@ -7,16 +7,18 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-import torch
 from av.container import InputContainer
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from torch import Tensor
 
 from vdm.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # only named: processes that encode and decode start without torch
 
 # yuv420p stores colour at half the resolution, which smears small pictures; yuv444p keeps every pixel's colour.
 PIXEL_FORMATS = ("yuv420p", "yuv444p")
@@ -29,7 +31,7 @@ def to_float(video: Tensor) -> Tensor:
 
 def to_uint8(video: Tensor) -> Tensor:
     """Float [-1, 1] -> uint8 [0, 255], clipped and rounded."""
-    return video.detach().float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return video.detach().float().add(1.0).mul_(127.5).round_().clamp_(0, 255).byte()
 
 
 def encode_mp4(
