@@ -140,17 +140,22 @@ class VideoData(pl.LightningDataModule):
             index = read_index(folder)
         except DataError as error:
             remedy = f"make the shards: {command}; or point {place} at the folder that has them"
+            if split == self.val_split:
+                remedy += "; without validation: data.val_split=null"
             raise DataError(error.what, key=place, got=error.got, allowed=error.allowed, remedy=remedy) from error
         if index.name != self.name or index.split != split:
             got, allowed = f"{index.name}/{index.split} in {folder}", f"{self.name}/{split}"
             raise DataError("these shards are of another dataset", key=place, got=got, allowed=allowed, remedy=command)
         stored = index.settings.get("store", {})
+        # Clips are at most `frames` long, and at least `min_frames`: only that many are in every one.
+        limits = {"height": stored.get("height"), "width": stored.get("width"),
+                  "frames": stored.get("min_frames", stored.get("frames"))}  # fmt: skip
         wanted = {"height": self.clip.height, "width": self.clip.width, "frames": self.clip.span}
-        for name, size in wanted.items():
-            if size > stored.get(name, size):
+        for name, limit in limits.items():
+            if limit is not None and wanted[name] > limit:
                 every = f" at frame_stride {self.clip.frame_stride}" if name == "frames" else ""
                 raise ConfigError(f"training wants more {name} than the shards hold", key=f"data.clip.{name}",
-                                  got=f"{getattr(self.clip, name)}{every}", allowed=f"up to {stored[name]}",
+                                  got=f"{getattr(self.clip, name)}{every}, needs {wanted[name]}", allowed=f"up to {limit}",
                                   remedy=f"lower it, or prepare again with a larger data.store.{name}")  # fmt: skip
         return index
 
