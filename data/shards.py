@@ -139,26 +139,17 @@ def write_index(
 def read_index(folder: str | Path) -> ShardIndex:
     """The index of one split. Compares names and sizes of the shards with what is there, without opening them."""
     folder = str(folder).rstrip("/")
+    sizes = _sizes(folder)
+    if INDEX not in sizes:
+        unfinished = " (prepare was interrupted or refused: run it again)" if any(map(_FILE.fullmatch, sizes)) else ""
+        what = f"no {INDEX} in the shard folder{unfinished}" if sizes else "the shard folder is empty"
+        raise DataError(what, key="data.root", got=folder, remedy=_PREPARE)
     path = f"{folder}/{INDEX}"
     try:
-        sizes = _sizes(folder)
-        if INDEX not in sizes:
-            unfinished = (
-                " (prepare was interrupted or refused: run it again)" if any(map(_FILE.fullmatch, sizes)) else ""
-            )
-            what = f"no {INDEX} in the shard folder{unfinished}" if sizes else "the shard folder is empty"
-            raise DataError(what, key="data.root", got=folder, remedy=_PREPARE)
         with fsspec.open(path, "rb") as file:
             content = json.loads(file.read())
-    except FileNotFoundError as error:
-        raise DataError("there is no shard folder", key="data.root", got=folder, remedy=_PREPARE) from error
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {INDEX}", key="data.root", got=f"{path}: {error}", remedy=_PREPARE) from error
-    except (OSError, ImportError) as error:
-        remedy = "check the path and the rights; an fsspec URL needs its package, as s3fs for s3://"
-        raise DataError(
-            "cannot read the shard folder", key="data.root", got=f"{folder}: {error}", remedy=remedy
-        ) from error
     index = _parse_index(content, folder)
     _check_sizes(index, sizes)
     return index
@@ -189,7 +180,7 @@ def verify_shards(index: ShardIndex, on_shard: Callable[[ShardInfo], None] | Non
     if broken:
         what = f"{len(broken)} of {len(index.shards)} shards are broken"
         listed = "\n           ".join([index.folder, *broken[:20]])
-        remedy = "delete index.json and these shards, and prepare again"
+        remedy = "copy these files again, or prepare again with overwrite=true"
         raise DataError(what, key="data.root", got=listed, remedy=remedy)
 
 
@@ -208,14 +199,21 @@ def _fingerprint(settings: dict[str, Any], shards: Sequence[ShardInfo]) -> str:
 
 def _sizes(folder: str) -> dict[str, int | None]:
     """File name -> size; None where the file system does not tell."""
-    if not is_remote(folder):
-        with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-    file_system, path = fsspec.core.url_to_fs(folder)
-    found = file_system.ls(path, detail=True)
-    return {
-        entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry.get("size") for entry in found if entry["type"] == "file"
-    }
+    try:
+        if not is_remote(folder):
+            with os.scandir(folder) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        file_system, path = fsspec.core.url_to_fs(folder)
+        found = [entry for entry in file_system.ls(path, detail=True) if entry["type"] == "file"]
+        return {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in found}
+    except FileNotFoundError as error:
+        raise DataError("there is no shard folder", key="data.root", got=folder, remedy=_PREPARE) from error
+    except (OSError, ValueError, ImportError) as error:
+        what, remedy = (
+            "cannot read the shard folder",
+            "check path and rights; a URL needs its package, as s3fs for s3://",
+        )
+        raise DataError(what, key="data.root", got=f"{folder}: {error}", remedy=remedy) from error
 
 
 def _parse_index(content: Any, folder: str) -> ShardIndex:
@@ -251,5 +249,5 @@ def _check_sizes(index: ShardIndex, sizes: dict[str, int | None]) -> None:
         listed = [f"{file} is missing" for file in missing] + other
         more = f" (and {len(listed) - 5} more)" if len(listed) > 5 else ""
         what, got = "the shards are not those of the index", f"{index.folder}: {'; '.join(listed[:5])}{more}"
-        remedy = "copy the folder again, or delete index.json and prepare again"
+        remedy = "copy the folder again, or prepare again with overwrite=true"
         raise DataError(what, key="data.root", got=got, remedy=remedy)

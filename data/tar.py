@@ -165,6 +165,8 @@ def _safe_name(raw: bytes, kind: bytes, path: str, offset: int) -> str:
         raise _damaged("unsafe tar member", path, offset, f"{name!r}: leaves the folder")
     if not name.isprintable() or (not name and kind != _DIRECTORY):
         raise _damaged("unsafe tar member", path, offset, f"{name!r}: unprintable name")
+    if not raw.isascii() and name.encode() not in (raw, raw.removeprefix(b"./")):
+        raise _damaged("unsafe tar member", path, offset, f"{name!r}: the name is not UTF-8")
     return name
 
 
