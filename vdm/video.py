@@ -67,7 +67,8 @@ def _opened(source: bytes | str | Path) -> Iterator[tuple[InputContainer, VideoS
     is_bytes = isinstance(source, bytes)
     # Naming the format saves a tenth of the time of a small clip; guessing it is for everything else.
     container_format = "mp4" if is_bytes and source[4:8] == b"ftyp" else None
-    with av.open(io.BytesIO(source) if is_bytes else str(source), format=container_format) as container:
+    opened = io.BytesIO(source) if is_bytes else str(source)
+    with av.open(opened, format=container_format, metadata_errors="replace") as container:
         if not container.streams.video:
             raise DataError("no video stream")
         stream = container.streams.video[0]
