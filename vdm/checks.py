@@ -35,10 +35,29 @@ def steps_are_given(*, max_steps: int, max_epochs: int | None) -> None:
         )
 
 
-def resume_is_known(*, resume: str) -> None:
-    """`auto`, `never`, or the folder of a run or checkpoint."""
-    if not isinstance(resume, str) or not resume:
-        raise ConfigError("unknown way to resume", key="resume", got=resume, allowed="auto, never, or a run folder")
+def precision_is_known(*, precision: str | int) -> None:
+    known = ("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
+    if precision not in known:
+        raise ConfigError("unknown precision", key="trainer.precision", got=precision, allowed=known)
+
+
+def devices_exist(*, accelerator: str, devices: int | str | list[int]) -> None:
+    """A GPU is only looked for when one is asked for: that takes an import of torch."""
+    known = ("auto", "cpu", "gpu", "cuda", "mps", "tpu", "hpu")
+    if accelerator not in known:
+        raise ConfigError("unknown accelerator", key="trainer.accelerator", got=accelerator, allowed=known)
+    if accelerator not in ("gpu", "cuda"):
+        return
+    import torch
+
+    present = torch.cuda.device_count()
+    if not present:
+        remedy = "use trainer=cpu (or trainer=auto); on a GPU machine install a torch with CUDA"
+        raise ConfigError(
+            "no GPU is visible to torch", key="trainer.accelerator", got=accelerator, allowed="cpu, auto", remedy=remedy
+        )
+    if isinstance(devices, int) and devices > present:
+        raise ConfigError("more devices than there are", key="trainer.devices", got=devices, allowed=f"up to {present}")
 
 
 def seed_is_whole(*, seed: int) -> None:

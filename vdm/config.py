@@ -10,7 +10,7 @@ import ast
 import importlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -47,8 +47,14 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(str(error).splitlines()[0], key=str(error.full_key or "")) from None
 
 
-def check(cfg: DictConfig) -> None:
-    """Raise ConfigError for the first thing wrong, under the key a user would change."""
+def check(cfg: DictConfig, known: Collection[str]) -> None:
+    """Raise ConfigError for the first thing wrong, under the key a user would change. `known` are the top-level keys."""
+    for key in cfg:
+        if key not in known:
+            remedy = suggest(str(key), known) or f"remove +{key}"
+            raise ConfigError(
+                "this is not a setting", key=str(key), got=f"{key}={cfg[key]}", allowed=sorted(known), remedy=remedy
+            )
     try:
         check_resolved(resolve(cfg))
     except ConfigError as error:

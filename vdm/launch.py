@@ -39,9 +39,11 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     def checked(cfg: DictConfig) -> Any:
         nonlocal failed
         try:
-            config.check(cfg)
+            config.check(cfg, _top_level(config_name))
             return task(cfg)
-        except UserError as error:  # said here: Hydra would add a line of its own, and a sweep goes on with the next job
+        except (
+            UserError
+        ) as error:  # said here: Hydra would add a line of its own, and a sweep goes on with the next job
             _say(error)
             failed = True
             return None
@@ -56,6 +58,15 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
         failed = True
     if failed:
         sys.exit(USER_ERROR)
+
+
+def _top_level(config_name: str) -> set[str]:
+    """The keys and groups that the primary configuration has."""
+    primary = OmegaConf.to_container(OmegaConf.load(CONF / f"{config_name}.yaml"), resolve=False)
+    groups = {
+        name.removeprefix("override ") for entry in primary["defaults"] if isinstance(entry, dict) for name in entry
+    }
+    return {name for name in {*primary, *groups} if "/" not in name} - {"defaults"}
 
 
 def _say(error: UserError) -> None:

@@ -107,9 +107,7 @@ def write_atomically(path: Path, text: str) -> None:
 def locate(config: Mapping[str, Any], *, stage: str, data: str) -> Run:
     """The folder this configuration belongs to."""
     chosen = (config.get("run") or {}).get("id")
-    if chosen is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,100}", str(chosen)):
-        allowed = "letters, digits, '-', '_' and '.', at most 101"
-        raise ConfigError("a run id is a folder name", key="run.id", got=chosen, allowed=allowed)
+    id_is_a_name(id=chosen)
     name = str(chosen) if chosen is not None else f"{stage}-{data}-{run_id(config)}"
     return Run(Path(config["paths"]["output_root"]).absolute() / name)
 
@@ -202,3 +200,45 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
+
+
+# Named by `checks` in conf/: said before anything is built.
+
+
+def parents_exist(*, output_root: str, init: Mapping[str, str | None]) -> None:
+    """Every run named in `init` is there and holds weights."""
+    for network, wanted in init.items():
+        if wanted is not None:
+            find(output_root, str(wanted), key=f"init.{network}")
+
+
+def resume_is_possible(*, output_root: str, resume: str) -> None:
+    if resume in ("auto", "never") or (Path(str(resume)) / "manifest.json").exists():
+        return
+    try:
+        find(output_root, str(resume), key="resume")
+    except RunError as error:
+        allowed = "auto, never, the folder of a checkpoint, or a run"
+        raise RunError(error.what, key="resume", got=error.got, allowed=allowed, remedy=error.remedy) from None
+
+
+def id_is_a_name(*, id: str | None) -> None:
+    if id is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,100}", str(id)):
+        allowed = "letters, digits, '-', '_' and '.', beginning with a letter or digit, at most 101"
+        raise ConfigError("a run id is a folder name", key="run.id", got=repr(id), allowed=allowed)
+
+
+def output_is_writable(*, output_root: str) -> None:
+    """Looks without making anything."""
+    folder = Path(output_root).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        problem = "is not a folder" if not folder.is_dir() else "may not be written"
+        remedy = "set paths.output_root to a folder that can be written"
+        raise ConfigError(
+            "runs cannot be written here",
+            key="paths.output_root",
+            got=f"{output_root}: {folder} {problem}",
+            remedy=remedy,
+        )

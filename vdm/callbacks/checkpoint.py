@@ -114,6 +114,8 @@ class Checkpoint(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._saved_step = stage.step
+        for logger in trainer.loggers:
+            logger.save()  # what a checkpoint has seen must not be lost with the process
         folder = self.run.folder / "checkpoints" / f"step-{stage.step:08d}"
         trainer.save_checkpoint(folder)
         if trainer.is_global_zero:

@@ -17,15 +17,15 @@ from vdm.types import VideoBatch
 
 
 class AutoencoderStage(Stage):
-    """`finish` measures the latent's mean and deviation over `latent_batches` training batches."""
+    """Trains on posterior samples, validates on posterior means."""
 
     def __init__(
         self,
         *,
+        name: str,
         autoencoder: VideoAutoencoder,
         loss: AutoencoderLoss,
         discriminator_lr: PositiveFloat | None,
-        latent_batches: PositiveInt,
         optimizer: Callable[[Iterable], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         grad_clip: PositiveFloat | None,
@@ -34,6 +34,7 @@ class AutoencoderStage(Stage):
         seed: NonNegativeInt,
     ):
         super().__init__(
+            name=name,
             optimizer=optimizer,
             scheduler=scheduler,
             grad_clip=grad_clip,
@@ -43,7 +44,7 @@ class AutoencoderStage(Stage):
         )
         self.autoencoder = autoencoder
         self.loss = loss
-        self.discriminator_lr, self.latent_batches = discriminator_lr, latent_batches
+        self.discriminator_lr = discriminator_lr
 
     def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
         video = batch["video"]
@@ -75,10 +76,11 @@ class AutoencoderStage(Stage):
         return {"video": video, "reconstruction": self.autoencoder.decode(latent).float().clamp(-1.0, 1.0)}
 
     def finish(self, batches: Iterable[VideoBatch]) -> None:
-        videos = (batch["video"] for _, batch in zip(range(self.latent_batches), batches, strict=False))
+        """Measure the latent's mean and deviation; they travel with the weights."""
         training = self.autoencoder.training
         self.autoencoder.eval()
-        self.autoencoder.measure_latents(videos)
+        sums = self.autoencoder.latent_sums(batch["video"] for batch in batches)
+        self.autoencoder.normalise(self.trainer.strategy.reduce(sums, reduce_op="sum"))
         self.autoencoder.train(training)
 
 
