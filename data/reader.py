@@ -81,20 +81,13 @@ class ShardReader:
     def _table(self, shard: int) -> _Table:
         table = self._tables.get(shard)
         if table is None:
-            file = self._file(shard)
             try:
-                promised, found = self.index.shards[shard].bytes, os.fstat(file).st_size
-                if promised != found:
-                    raise DataError(
-                        "the shard has another size than its index says", got=f"{found} of {promised} bytes"
-                    )
-                with open(os.dup(file), "rb", buffering=0) as opened:
-                    table = _Table(member_table(opened))
+                table = _Table(self._scan(shard))
+            except ShardGone:
+                raise
             except DataError as error:
                 # Nothing in a damaged shard is trusted: its samples are broken, each of them counted.
                 table = BrokenSample("damaged shard", f"{error.what} ({error.got})")
-            except OSError as error:
-                raise _gone("read", self.index.path(shard), error) from error
             self._tables[shard] = table
             if len(self._tables) > self.max_tables:
                 self._tables.popitem(last=False)
@@ -104,27 +97,44 @@ class ShardReader:
             raise BrokenSample(table.kind, table.detail)
         return table
 
+    def _scan(self, shard: int) -> list[SampleMembers]:
+        path = self._local_path(shard)
+        promised = self.index.shards[shard].bytes
+        try:
+            with open(path, "rb", buffering=0) as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != promised:
+                    raise DataError(
+                        "the shard has another size than its index says", got=f"{found}, not {promised} bytes"
+                    )
+                return member_table(file)
+        except OSError as error:
+            raise _gone("open", path, error) from error
+
     def _file(self, shard: int) -> int:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        path = self.index.path(shard)
-        if is_remote(path):
-            assert self.cache is not None, "remote shards are read through a cache"
-            path = str(self.cache.path(path, self.index.shards[shard].bytes))
+        path = self._local_path(shard)
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            # Not a broken sample: a whole file that was there at the start is gone, and so may be the storage.
             raise _gone("open", path, error) from error
         self._files[shard] = file
         if len(self._files) > self.max_open:
             os.close(self._files.popitem(last=False)[1])
         return file
 
+    def _local_path(self, shard: int) -> str:
+        path = self.index.path(shard)
+        if not is_remote(path):
+            return path
+        assert self.cache is not None, "remote shards are read through a cache"
+        return str(self.cache.path(path, self.index.shards[shard].bytes))
+
 
 class ShardGone(DataError):
-    """The storage fails, not a sample: stops the run instead of filling the quarantine."""
+    """The storage fails, not a sample: a shard that was there at the start is gone. Stops the run, quarantines nothing."""
 
 
 class _Table:

@@ -87,6 +87,8 @@ class ClipReader:
     def _decode(self, mp4: bytes, window: range, height: int, width: int) -> np.ndarray:
         try:
             video = self.decoder(mp4, window)
+        except ConfigError:
+            raise
         except DataError as error:
             raise BrokenSample("undecodable video", f"{error.what} ({error.got})") from error
         except Exception as error:  # a decoder fed with garbage may raise anything
