@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import vdm.errors  # isort: skip  # noqa: F401 - before Lightning: lets it import torchvision on any torch
+
 import functools
 import logging
 import os
