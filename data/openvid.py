@@ -52,7 +52,7 @@ class OpenVidRow:
 
 
 class OpenVidSource:
-    """`least` and `most` bound the scores: a row outside is not an item. `num_val` rows, by hash, are the val split."""
+    """`least` and `most` bound the scores, null does not: a row outside is no item. `val_share` is chosen by hash."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class OpenVidSource:
         csv: str,
         videos: str,
         missing: Literal["reject", "skip"],
-        least: Mapping[str, float],
-        most: Mapping[str, float],
+        least: Mapping[str, float | None],
+        most: Mapping[str, float | None],
         val_share: float,
     ):
         if missing not in ("reject", "skip"):
@@ -70,12 +70,13 @@ class OpenVidSource:
             for score, bound in bounds.items():
                 if score not in _SCORES:
                     raise ConfigError("unknown score", key=f"data.source.{name}", got=score, allowed=tuple(_SCORES))
-                if not isinstance(bound, int | float):
+                if bound is not None and (not isinstance(bound, int | float) or isinstance(bound, bool)):
                     raise ConfigError("a bound is a number", key=f"data.source.{name}.{score}", got=bound)
         if not 0 <= val_share < 1:
             raise ConfigError("a share", key="data.source.val_share", got=val_share, allowed="from 0 to below 1")
         self.csv, self.videos, self.missing, self.val_share = str(csv), str(videos), missing, val_share
-        self.least, self.most = dict(least), dict(most)
+        self.least = {score: float(bound) for score, bound in least.items() if bound is not None}
+        self.most = {score: float(bound) for score, bound in most.items() if bound is not None}
 
     def splits(self) -> tuple[str, ...]:
         return ("train", "val") if self.val_share else ("train",)
