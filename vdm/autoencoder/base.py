@@ -112,23 +112,27 @@ class VideoAutoencoder(nn.Module, ABC):
         return LatentShape(self.latent_channels, t, h, w)
 
     @torch.no_grad()
-    def measure_latents(self, videos: Iterable[Tensor]) -> None:
-        """Set shift and scale from posterior samples, so that `encode` gives zero mean and unit variance per channel.
+    def latent_sums(self, videos: Iterable[Tensor]) -> Tensor:
+        """Count, sum and sum of squares of posterior samples by channel, `3 c`: adds up over batches and ranks.
 
-        The variance of a sample is the variance of the means plus the mean of the variances: no noise is drawn.
+        The square of a sample is expected to be mean squared plus variance, so no noise is drawn.
         """
-        count, total, square = 0, 0.0, 0.0
+        sums = self.latent_shift.new_zeros(3, self.latent_channels, dtype=torch.float64)
         for video in videos:
             posterior = self.posterior(video)
             mean, variance = posterior.mean.double(), posterior.logvar.double().exp()
-            axes = (0, 2, 3, 4)
-            count += mean.numel() // mean.shape[1]
-            total = total + mean.sum(axes)
-            square = square + (mean**2 + variance).sum(axes)
-        assert count, "measure_latents needs at least one batch"
-        mean, variance = total / count, square / count - (total / count) ** 2
+            for row, values in enumerate((torch.ones_like(mean), mean, mean**2 + variance)):
+                sums[row] += values.sum((0, 2, 3, 4))
+        return sums
+
+    @torch.no_grad()
+    def normalise(self, sums: Tensor) -> None:
+        """Set shift and scale so that the latents of these sums get zero mean and unit variance per channel."""
+        count, total, square = sums
+        assert (count > 0).all(), "no latent was measured"
+        mean = total / count
         self.latent_shift.copy_(mean)
-        self.latent_scale.copy_(variance.clamp_min(1e-12).rsqrt())
+        self.latent_scale.copy_((square / count - mean**2).clamp_min(1e-12).rsqrt())
 
     def _pixels(self, raw: Tensor) -> tuple[int, ...]:
         return tuple(size * step for size, step in zip(raw.shape[2:], self.stride, strict=True))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -228,7 +229,7 @@ class KL2dAutoencoder(VideoAutoencoder):
         config = _read_config(folder)
         try:
             state = {_renamed(name): value for name, value in load_file(folder / WEIGHTS).items()}
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, SafetensorError) as error:
             raise RunError(
                 f"cannot read the weights: {error}",
                 key="autoencoder.pretrained",
