@@ -1,0 +1,287 @@
+"""Between `UNet3D` and the diffusers folder of ModelScope's text-to-video model (`UNet3DConditionModel`).
+
+Every tensor has a rule: its name here, its name or names there, and how one becomes the other. Q, K and V are one matrix
+here, packed per head; a 1 x 1 convolution there is a linear layer here; a convolution over time has one dimension less.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vdm.backbones.cells import Cell
+from vdm.backbones.unet3d import UNet3D
+from vdm.checkpoint import LoadReport, load_weights
+from vdm.errors import ConfigError, RunError
+from vdm.layers.attention import TEXT
+from vdm.layers.transformer import SpatialTransformer, TemporalTransformer
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CLASS = "UNet3DConditionModel"
+FOLDED = (1, 1)  # trailing dimensions of a 1 x 1 convolution; a convolution over time there ends in the same
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor here, and the one or several it is there."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    head_width: int = 0  # of the packed projections
+    trailing: tuple[int, ...] = ()  # dimensions of size one that only theirs has
+
+    def join(self, tensors: list[Tensor]) -> Tensor:
+        if self.head_width:
+            heads = [tensor.unflatten(0, (-1, self.head_width)) for tensor in tensors]
+            return torch.stack(heads, dim=1).flatten(0, 2)
+        (tensor,) = tensors
+        return tensor.flatten(-len(self.trailing) - 1) if self.trailing else tensor
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        if self.head_width:
+            parts = tensor.unflatten(0, (-1, len(self.theirs), self.head_width)).unbind(1)
+            return [part.flatten(0, 1) for part in parts]
+        return [tensor[(..., *[None] * len(self.trailing))]]
+
+
+def from_diffusers(state: Mapping[str, Tensor], backbone: UNet3D) -> dict[str, Tensor]:
+    """The tensors of a diffusers checkpoint under our names. What no rule names keeps its name, to be reported."""
+    ours, used = {}, set()
+    for rule in rules(backbone):
+        if all(name in state for name in rule.theirs):
+            ours[rule.ours] = rule.join([state[name] for name in rule.theirs])
+            used.update(rule.theirs)
+    return ours | {name: tensor for name, tensor in state.items() if name not in used}
+
+
+def to_diffusers(state: Mapping[str, Tensor], backbone: UNet3D) -> dict[str, Tensor]:
+    """Our tensors under the names of diffusers."""
+    theirs: dict[str, Tensor] = {}
+    for rule in rules(backbone):
+        theirs.update(zip(rule.theirs, rule.split(state[rule.ours]), strict=True))
+    return theirs
+
+
+def rules(backbone: UNet3D) -> Iterator[Rule]:
+    """One rule for every tensor of the backbone."""
+    yield from _plain("conv_in", "conv_in")
+    yield from _plain("time_embedding.linear1", "time_embedding.linear_1")
+    yield from _plain("time_embedding.linear2", "time_embedding.linear_2")
+    if backbone.temporal_in is not None:
+        yield from _temporal(backbone.temporal_in, "temporal_in", "transformer_in")
+    for way, name, resample in ((backbone.down, "down", "downsamplers"), (backbone.up, "up", "upsamplers")):
+        for i, level in enumerate(way):
+            for j, cell in enumerate(level.cells):
+                yield from _cell(cell, f"{name}.{i}.cells.{j}", f"{name}_blocks.{i}", j)
+            if level.resample is not None:
+                yield from _plain(f"{name}.{i}.resample.conv", f"{name}_blocks.{i}.{resample}.0.conv")
+    for j, cell in enumerate(backbone.mid):
+        yield from _cell(cell, f"mid.{j}", "mid_block", j)
+    yield from _plain("norm_out", "conv_norm_out")
+    yield from _plain("conv_out", "conv_out")
+
+
+def _cell(cell: Cell, ours: str, theirs: str, index: int) -> Iterator[Rule]:
+    for name, their_name in (
+        ("norm1", "norm1"),
+        ("conv1", "conv1"),
+        ("time", "time_emb_proj"),
+        ("norm2", "norm2"),
+        ("conv2", "conv2"),
+    ):
+        yield from _plain(f"{ours}.resnet.{name}", f"{theirs}.resnets.{index}.{their_name}")
+    if cell.resnet.shortcut is not None:
+        yield from _plain(f"{ours}.resnet.shortcut", f"{theirs}.resnets.{index}.conv_shortcut", trailing=FOLDED)
+    if cell.temporal_conv is not None:
+        for i in range(len(cell.temporal_conv.convs)):
+            stack = f"{theirs}.temp_convs.{index}.conv{i + 1}"
+            position = 3 if i else 2  # behind norm, SiLU and, from the second on, dropout
+            yield from _plain(f"{ours}.temporal_conv.norms.{i}", f"{stack}.0")
+            yield from _plain(f"{ours}.temporal_conv.convs.{i}", f"{stack}.{position}", trailing=(1,))
+    if cell.spatial is not None:
+        yield from _spatial(cell.spatial, f"{ours}.spatial", f"{theirs}.attentions.{index}")
+    if cell.temporal is not None:
+        yield from _temporal(cell.temporal, f"{ours}.temporal", f"{theirs}.temp_attentions.{index}")
+
+
+def _spatial(transformer: SpatialTransformer, ours: str, theirs: str) -> Iterator[Rule]:
+    yield from _projections(ours, theirs)
+    for k, block in enumerate(transformer.blocks):
+        here, there, head_width = f"{ours}.blocks.{k}", f"{theirs}.transformer_blocks.{k}", block.shape.head_width
+        yield from _self_attention(f"{here}.self_attention", f"{there}.norm1", f"{there}.attn1", head_width)
+        if block.cross_attention is not None:
+            cross, attn = f"{here}.cross_attention", f"{there}.attn2"
+            yield from _plain(f"{cross}.norm", f"{there}.norm2")
+            yield Rule(f"{cross}.to_q.weight", (f"{attn}.to_q.weight",))
+            pair = (f"{attn}.to_k.weight", f"{attn}.to_v.weight")
+            yield Rule(f"{cross}.streams.{TEXT}.to_kv.weight", pair, head_width)
+            yield from _plain(f"{cross}.to_out", f"{attn}.to_out.0")
+        yield from _feed_forward(f"{here}.feed_forward", there)
+
+
+def _temporal(transformer: TemporalTransformer, ours: str, theirs: str) -> Iterator[Rule]:
+    yield from _projections(ours, theirs)
+    for k, block in enumerate(transformer.blocks):
+        here, there = f"{ours}.blocks.{k}", f"{theirs}.transformer_blocks.{k}"
+        for i, attention in ((1, block.attention1), (2, block.attention2)):
+            yield from _self_attention(
+                f"{here}.attention{i}", f"{there}.norm{i}", f"{there}.attn{i}", attention.head_width
+            )
+        yield from _feed_forward(f"{here}.feed_forward", there)
+
+
+def _projections(ours: str, theirs: str) -> Iterator[Rule]:
+    for name in ("norm", "proj_in", "proj_out"):
+        yield from _plain(f"{ours}.{name}", f"{theirs}.{name}")
+
+
+def _self_attention(ours: str, norm: str, theirs: str, head_width: int) -> Iterator[Rule]:
+    yield from _plain(f"{ours}.norm", norm)
+    three = tuple(f"{theirs}.to_{letter}.weight" for letter in "qkv")
+    yield Rule(f"{ours}.to_qkv.weight", three, head_width)
+    yield from _plain(f"{ours}.to_out", f"{theirs}.to_out.0")
+
+
+def _feed_forward(ours: str, theirs: str) -> Iterator[Rule]:
+    yield from _plain(f"{ours}.norm", f"{theirs}.norm3")
+    yield from _plain(f"{ours}.to_hidden", f"{theirs}.ff.net.0.proj")
+    yield from _plain(f"{ours}.to_out", f"{theirs}.ff.net.2")
+
+
+def _plain(ours: str, theirs: str, trailing: tuple[int, ...] = ()) -> Iterator[Rule]:
+    yield Rule(f"{ours}.weight", (f"{theirs}.weight",), trailing=trailing)
+    yield Rule(f"{ours}.bias", (f"{theirs}.bias",))
+
+
+def settings_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the `UNet3D` that a diffusers configuration describes, the text stream included."""
+    widths = list(config["block_out_channels"])
+    head_width = config.get("attention_head_dim", 64)
+    kinds = config.get("down_block_types", ["CrossAttnDownBlock3D"] * 3 + ["DownBlock3D"])
+    ups = config.get("up_block_types", ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * 3)
+    attends = [kind == "CrossAttnDownBlock3D" for kind in kinds]
+    mirrored = [kind == "CrossAttnUpBlock3D" for kind in reversed(ups)]
+    fixed = {"act_fn": "silu", "mid_block_scale_factor": 1, "downsample_padding": 1, "norm_eps": 1e-5}
+    fixed |= {"time_cond_proj_dim": None, "num_attention_heads": None}
+    odd = {name: config[name] for name, value in fixed.items() if config.get(name, value) != value}
+    odd |= {"_class_name": config["_class_name"]} if config.get("_class_name", CLASS) != CLASS else {}
+    odd |= {"attention_head_dim": head_width} if not isinstance(head_width, int) else {}
+    odd |= {"block_out_channels": widths} if any(width % widths[0] for width in widths) else {}
+    odd |= {"up_block_types": ups} if attends != mirrored else {}
+    if config.get("in_channels", 4) != config.get("out_channels", 4):
+        odd["out_channels"] = config["out_channels"]
+    if odd:
+        got = ", ".join(f"{name}={value}" for name, value in odd.items())
+        raise ConfigError(f"this folder's network has parts that UNet3D has not; expected a {CLASS}", got=got)
+    return {
+        "latent_channels": config.get("in_channels", 4),
+        "channels": widths[0],
+        "multipliers": [width // widths[0] for width in widths],
+        "blocks": config.get("layers_per_block", 2),
+        "attention_levels": [level for level, attending in enumerate(attends) if attending],
+        "heads": None,
+        "head_width": head_width,
+        "depth": 1,
+        "feed_forward_ratio": 4,
+        "norm_groups": config.get("norm_num_groups", 32),
+        "dropout": 0.0,
+        "time_conditioning": "add",
+        "temporal_conv": 4,
+        "temporal_dropout": 0.1,
+        "temporal_attention": "separate",
+        "temporal_position": "none",
+        "temporal_max_distance": 1,
+        "temporal_in_heads": 8,
+        "temporal_in_head_width": head_width,
+        "streams": {TEXT: config.get("cross_attention_dim", 1024)},
+    }
+
+
+def settings_to_diffusers(backbone: UNet3D) -> dict[str, Any]:
+    """The diffusers configuration of a backbone, or a ConfigError naming what diffusers cannot express."""
+    s, inside = (
+        backbone.settings,
+        backbone.temporal_in.blocks[0].attention1 if backbone.temporal_in is not None else None,
+    )
+    expected = {
+        "heads": (s.heads, None),
+        "depth": (s.depth, 1),
+        "feed_forward_ratio": (s.feed_forward_ratio, 4),
+        "time_conditioning": (s.time_conditioning, "add"),
+        "temporal_conv": (s.temporal_conv, 4),
+        "temporal_attention": (s.temporal_attention, "separate"),
+        "temporal_position": (s.temporal_position, "none"),
+        "temporal_in_heads": (inside.heads if inside is not None else 0, 8),
+        "temporal_in_head_width": (inside.head_width if inside is not None else 0, s.head_width),
+        "streams": (sorted(backbone.streams), [TEXT]),
+        "concat_channels": (backbone.concat_channels, 0),
+        "embed_width": (backbone.embed_width, 0),
+    }
+    odd = {name: got for name, (got, fits) in expected.items() if got != fits}
+    if odd:
+        key = next(iter(odd))
+        what = f"diffusers' {CLASS} cannot express this backbone"
+        raise ConfigError(what, key=f"backbone.{key}", got=odd[key], allowed=str(expected[key][1]))
+    attends = [level in backbone.attention_levels for level in range(len(backbone.widths))]
+    return {
+        "_class_name": CLASS,
+        "in_channels": backbone.latent_channels,
+        "out_channels": backbone.latent_channels,
+        "block_out_channels": list(backbone.widths),
+        "layers_per_block": backbone.blocks,
+        "down_block_types": ["CrossAttnDownBlock3D" if a else "DownBlock3D" for a in attends],
+        "up_block_types": ["CrossAttnUpBlock3D" if a else "UpBlock3D" for a in reversed(attends)],
+        "cross_attention_dim": backbone.streams[TEXT],
+        "attention_head_dim": s.head_width,
+        "norm_num_groups": s.norm_groups,
+        "norm_eps": 1e-5,
+        "act_fn": "silu",
+        "downsample_padding": 1,
+        "mid_block_scale_factor": 1,
+        "sample_size": None,
+    }
+
+
+def load_diffusers(backbone: UNet3D, folder: str | Path, *, allow_missing: tuple[str, ...] = ()) -> LoadReport:
+    """Fill a backbone from a diffusers folder, with a report. `allow_missing` names doors the folder knows nothing of."""
+    tensors = from_diffusers(_read_weights(Path(folder)), backbone)
+    return load_weights(backbone, tensors, source=str(folder), allow_missing=allow_missing)
+
+
+def save_diffusers(backbone: nn.Module, folder: str | Path) -> None:
+    """Write a folder that `diffusers.UNet3DConditionModel.from_pretrained` loads."""
+    folder = Path(folder)
+    config = settings_to_diffusers(backbone)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = to_diffusers(backbone.state_dict(), backbone)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """`config.json` of a diffusers folder."""
+    try:
+        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "name the unet folder of a downloaded model"
+        raise RunError("not a diffusers folder", got=f"{folder}: {error}", remedy=remedy) from None
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Safetensors, whole or in half precision, or the older binary file, read without running code."""
+    try:
+        for name in (WEIGHTS, WEIGHTS.replace(".safetensors", ".fp16.safetensors")):
+            if (folder / name).is_file():
+                return load_file(folder / name)
+        return torch.load(folder / "diffusion_pytorch_model.bin", map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        remedy = f"the folder should hold {WEIGHTS}"
+        raise RunError("cannot read the weights of this folder", got=f"{folder}: {error}", remedy=remedy) from None

@@ -1,0 +1,1 @@
+"""Building blocks of the backbones: attention, residual and temporal layers, embeddings. torch and einops only."""

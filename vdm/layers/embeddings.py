@@ -1,0 +1,31 @@
+"""Timestep embedding: sines and cosines of the noise level (Vaswani et al., 2017), then a small network."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+MAX_PERIOD = 10_000
+
+
+def sinusoidal_embedding(timestep: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, at `width / 2` frequencies from 1 to 1 / 10,000. Always float32: timesteps reach 1000."""
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * exponent)
+    angles = timestep.float()[:, None] * frequencies  # b w/2
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)  # b w
+
+
+class TimestepEmbedding(nn.Module):
+    def __init__(self, *, width: int, hidden: int):
+        super().__init__()
+        self.width = width
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, hidden)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        embedding = sinusoidal_embedding(timestep, self.width).to(self.linear1.weight.dtype)
+        return self.linear2(nn.functional.silu(self.linear1(embedding)))  # b e

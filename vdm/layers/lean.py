@@ -1,0 +1,244 @@
+"""Normalisation, activation and the convolution or linear layer behind them as one operation that keeps only its input.
+
+Autograd would keep the input of each of the three for the backward pass. The normalised and the activated tensor cost a
+few passes over memory to make again, and they are most of what a U-Net keeps. So each function here saves its input and
+a few statistics, and repeats the cheap part; the convolutions and matrix products are never repeated. A compiler finds
+this trade by itself: inside `torch.compile` the plain composition runs.
+
+All tensors are channels-last: `b ... c`, contiguous. The custom functions return no views, so that a residual may be added
+to their results in place.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+aten = torch.ops.aten
+
+
+def norm_conv(
+    x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, *, scale_shift: Tensor | None = None, dropout: float = 0.0
+):
+    """`conv(dropout(silu(norm(x))))` for x `b h w c`. `scale_shift` `b 2c` modulates what the norm gives."""
+    weight, bias = _cast(conv.weight, x), _cast(conv.bias, x)
+    gain, offset = _affine(norm, scale_shift)
+    if torch.compiler.is_compiling():
+        activated = F.dropout(F.silu(_normalise(x, gain, offset, norm.num_groups, norm.eps)), dropout, dropout > 0)
+        return F.conv2d(activated.permute(0, 3, 1, 2), weight, bias, padding=conv.padding).permute(0, 2, 3, 1)
+    out = _GroupNormThen.apply(x, gain, offset, weight, bias, norm.num_groups, norm.eps, conv.padding, dropout, True)
+    return out.permute(0, 2, 3, 1)
+
+
+def norm_linear(x: Tensor, norm: nn.GroupNorm | nn.LayerNorm, linear: nn.Linear) -> Tensor:
+    """`linear(norm(x))`, without an activation in between. A group norm counts every axis but the first and last."""
+    weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
+    if isinstance(norm, nn.LayerNorm):
+        gain, offset = _cast(norm.weight, x), _cast(norm.bias, x)
+        if torch.compiler.is_compiling():
+            return F.linear(F.layer_norm(x, norm.normalized_shape, gain, offset, norm.eps), weight, bias)
+        return _LayerNormLinear.apply(x, gain, offset, weight, bias, norm.eps)
+    gain, offset = _affine(norm, None)
+    if torch.compiler.is_compiling():
+        return F.linear(_normalise(x, gain, offset, norm.num_groups, norm.eps), weight, bias)
+    return _GroupNormThen.apply(x, gain, offset, weight, bias, norm.num_groups, norm.eps, None, 0.0, False)
+
+
+def geglu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    """`linear(value * gelu(gate))` where x holds value and gate side by side (Shazeer, 2020)."""
+    weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
+    if torch.compiler.is_compiling():
+        value, gate = x.chunk(2, dim=-1)
+        return F.linear(value * F.gelu(gate), weight, bias)
+    return _GegluLinear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+
+
+def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """`silu(norm(x))` alone."""
+    gain, offset = _affine(norm, None)
+    return F.silu(_normalise(x, gain, offset, norm.num_groups, norm.eps))
+
+
+def drop_mask(shape: torch.Size, dropout: float, device: torch.device) -> Tensor:
+    """True where a value is kept. Sixteen random bits decide each: several times faster than drawing a float on a CPU."""
+    numel = math.prod(shape)
+    bits = torch.empty((numel + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None).view(torch.int16)
+    return (bits[:numel] >= round(dropout * 2**16) - 2**15).view(shape)
+
+
+class _GroupNormThen(torch.autograd.Function):
+    """Group norm, optional SiLU and dropout, then a 2D convolution (4D weight) or a linear layer (2D weight)."""
+
+    @staticmethod
+    def forward(ctx, x, gain, offset, weight, bias, groups, eps, padding, dropout, silu):
+        scale, shift, mean, rstd = _group_statistics(x, gain, offset, groups, eps)
+        mask = drop_mask(x.shape, dropout, x.device) if dropout else None
+        activated = _apply(x, scale, shift)
+        if silu:
+            F.silu(activated, inplace=True)
+        if mask is not None:
+            activated.mul_(mask).mul_(1 / (1 - dropout))
+        ctx.save_for_backward(x, gain, scale, shift, mean, rstd, mask, weight)
+        ctx.settings = (groups, padding, dropout, silu, bias is not None)
+        return _product(activated, weight, bias, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, gain, scale, shift, mean, rstd, mask, weight = ctx.saved_tensors
+        groups, padding, dropout, silu, has_bias = ctx.settings
+        normalised = _apply(x, scale, shift)
+        activated = F.silu(normalised) if silu else normalised
+        if mask is not None:
+            activated.mul_(mask).mul_(1 / (1 - dropout))
+        d_activated, d_weight, d_bias = _product_backward(
+            grad, activated, weight, padding, ctx.needs_input_grad[3], has_bias
+        )
+        del activated
+        if mask is not None:
+            d_activated.mul_(mask).mul_(1 / (1 - dropout))
+        d_normalised = aten.silu_backward(d_activated, normalised) if silu else d_activated
+        d_x, d_gain, d_offset = _group_norm_backward(d_normalised, x, gain, scale, mean, rstd, groups)
+        return d_x, d_gain, d_offset, d_weight, d_bias, None, None, None, None, None
+
+
+class _LayerNormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gain, offset, weight, bias, eps):
+        normalised, mean, rstd = aten.native_layer_norm(x, x.shape[-1:], gain, offset, eps)
+        ctx.save_for_backward(x, gain, offset, weight, mean, rstd)
+        ctx.settings = (eps, bias is not None)
+        return F.linear(normalised, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, gain, offset, weight, mean, rstd = ctx.saved_tensors
+        eps, has_bias = ctx.settings
+        normalised, _, _ = aten.native_layer_norm(x, x.shape[-1:], gain, offset, eps)
+        d_normalised, d_weight, d_bias = _product_backward(
+            grad, normalised, weight, None, ctx.needs_input_grad[3], has_bias
+        )
+        del normalised
+        shape = list(x.shape[-1:])
+        masks = [True, True, True]
+        d_x, d_gain, d_offset = aten.native_layer_norm_backward(d_normalised, x, shape, mean, rstd, gain, offset, masks)
+        return d_x, d_gain, d_offset, d_weight, d_bias, None
+
+
+class _GegluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        value, gate = x.chunk(2, dim=-1)
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return F.linear(F.gelu(gate).mul_(value), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        value, gate = x.chunk(2, dim=-1)
+        activated = F.gelu(gate)
+        hidden = activated * value
+        d_hidden, d_weight, d_bias = _product_backward(
+            grad, hidden, weight, None, ctx.needs_input_grad[1], ctx.has_bias
+        )
+        del hidden
+        d_x = torch.empty_like(x)
+        d_value, d_gate = d_x.chunk(2, dim=-1)
+        torch.mul(d_hidden, activated, out=d_value)
+        d_gate.copy_(aten.gelu_backward(d_hidden.mul_(value), gate))
+        return d_x, d_weight, d_bias
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] | None) -> Tensor:
+    if padding is None:
+        return F.linear(x, weight, bias)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding)
+
+
+def _product_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int] | None, trained: bool, biased: bool
+):
+    """Gradients of input, weight and bias; the last two None where the weight is frozen."""
+    biased = biased and trained
+    if padding is None:
+        rows = grad.reshape(-1, grad.shape[-1])
+        d_x = (rows @ weight).view(x.shape)
+        return d_x, rows.T @ x.reshape(-1, x.shape[-1]) if trained else None, rows.sum(0) if biased else None
+    sizes = [weight.shape[0]] if biased else None
+    d_x, d_weight, d_bias = aten.convolution_backward(
+        grad, x.permute(0, 3, 1, 2), weight, sizes, (1, 1), padding, (1, 1), False, (0, 0), 1,
+        [True, trained, biased],
+    )  # fmt: skip
+    return d_x.permute(0, 2, 3, 1), d_weight, d_bias
+
+
+def _affine(norm: nn.GroupNorm, scale_shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gain and offset of the norm, `1 c`, or `b c` when modulated; at least float32, like the statistics."""
+    gain, offset = norm.weight[None], norm.bias[None]
+    gain, offset = gain.to(_precise(gain)), offset.to(_precise(offset))
+    if scale_shift is None:
+        return gain, offset
+    scale, shift = scale_shift.to(gain.dtype).chunk(2, dim=-1)
+    return gain * (1 + scale), offset * (1 + scale) + shift
+
+
+def _group_statistics(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float):
+    """Group norm as one multiplication and addition per channel: `x * scale + shift`, with what its gradient needs."""
+    rows = x.flatten(1, -2)  # b p c
+    total = rows.sum(1, dtype=_precise(x))  # b c
+    squares = rows.to(_precise(x)).square().sum(1)
+    count = rows.shape[1] * (rows.shape[2] // groups)
+    mean = total.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count  # b g 1
+    variance = (squares.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count - mean.square()).clamp_(min=0)
+    rstd = (variance + eps).rsqrt()
+    scale = (gain.unflatten(1, (groups, -1)) * rstd).flatten(1)  # b c
+    shift = offset - (scale.unflatten(1, (groups, -1)) * mean).flatten(1)
+    return scale, shift, mean, rstd
+
+
+def _apply(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    shape = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+    return torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
+
+
+def _normalise(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float) -> Tensor:
+    scale, shift, _, _ = _group_statistics(x, gain, offset, groups, eps)
+    return _apply(x, scale, shift)
+
+
+def _group_norm_backward(grad: Tensor, x: Tensor, gain: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, groups: int):
+    """Derivatives of `x * scale + shift` where scale and shift depend on x through mean and variance of its group."""
+    rows, d_rows = x.flatten(1, -2), grad.flatten(1, -2)  # b p c
+    count = rows.shape[1] * (rows.shape[2] // groups)
+    d_shift = d_rows.sum(1, dtype=_precise(x)).unflatten(1, (groups, -1))  # b g c/g
+    d_scale = (d_rows * rows).sum(1, dtype=_precise(x)).unflatten(1, (groups, -1)) - d_shift * mean
+    grouped_scale, grouped_gain = scale.unflatten(1, (groups, -1)), gain.unflatten(1, (groups, -1))
+    d_rstd = (d_scale * grouped_gain).sum(2, keepdim=True)  # b g 1
+    d_variance = d_rstd * rstd.pow(3) * -0.5
+    d_mean = -(d_shift * grouped_scale).sum(2, keepdim=True) - 2 * mean * d_variance
+    linear = (2 / count * d_variance).expand_as(grouped_scale).flatten(1)
+    constant = (d_mean / count).expand_as(grouped_scale).flatten(1)
+    d_x = _apply(x, linear, constant)
+    shape = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+    d_x.addcmul_(grad, scale.view(shape).to(x.dtype))
+    d_gain, d_offset = (d_scale * rstd).flatten(1), d_shift.flatten(1)
+    if gain.shape[0] == 1:
+        d_gain, d_offset = d_gain.sum(0, keepdim=True), d_offset.sum(0, keepdim=True)
+    return d_x, d_gain, d_offset
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """What sums are kept in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """Parameters follow the data, as under autocast."""
+    return parameter if parameter is None or parameter.dtype == x.dtype else parameter.to(x.dtype)
