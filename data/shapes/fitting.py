@@ -16,9 +16,9 @@ from data.shapes.seeing import Blob, widened
 
 EDGE = 1.3  # pixels over which a template's edge fades
 STEPS = 4  # of Gauss-Newton, at most
-STILL = 0.02  # pixels: smaller steps change nothing
-LOOKS, RIVALS = 4, 2  # frames that decide on the shape; shapes that are fitted in earnest
-HIDDEN, NEAR = 0.1, 0.5  # weights of pixels where another thing may be in front, and next to those
+STILL = 0.05  # pixels: smaller steps change nothing
+LOOKS, RIVALS = 6, 2  # frames that decide on the shape; shapes that are fitted in earnest
+HIDDEN, NEAR = 0.01, 0.1  # weights of pixels where another thing may be in front, and next to those
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def _recognise(windows: _Windows, count: int) -> tuple[list[str], np.ndarray]:
     ranks = misfits.argsort(axis=0)[:RIVALS]
     careful = np.full_like(misfits, np.inf)
     for k, shape in enumerate(SHAPES):
-        blobs = np.flatnonzero((ranks == k).any(axis=0))
-        index = np.flatnonzero(np.isin(looks.owner, blobs))
+        blobs = (ranks == k).any(axis=0)
+        index = np.flatnonzero(blobs[looks.owner])
         if len(index):
             _, misfit = _fit(shape, looks[index], quick[shape][0][index], STEPS - 1)
             careful[k, blobs] = _mean_by(looks.owner[index], misfit, count)[blobs]

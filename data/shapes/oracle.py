@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from data.shapes.fitting import Track, follow
-from data.shapes.motion import RADII
+from data.shapes.motion import RADII, frame_times
 from data.shapes.reading import read
 from data.shapes.script import Event, Script, Thing, kind, ordered_pairs
 from data.shapes.seeing import find
@@ -46,9 +46,11 @@ class Scores:
     """How well one video shows one script; each in [0, 1], None where the script asks no such thing.
 
     colour: colours in both, over colours in either. shape, size: share of the script's things that are there, by
-    colour, with this shape or size. action: share of the script's events that were seen at any time, by the same agent
-    and on the same target, each seen event counted once. timing: those that also start and end on time. order: share of
-    the pairs of events with one definite order (one is over when the other begins) that were both seen, in that order.
+    colour, with this shape or size. action: events in both, over events in either, at any time, by the same agent on
+    the same target; a rest nobody asked for counts for neither. timing: share of the script's events that were seen and
+    start and end within a tick of their time. order: share of the pairs of events with one definite order (one is over
+    when the other begins) that were both seen, in that order. An act seen more often than asked counts as one long act
+    from its first to its last time, so that a video which does everything all the time shows no order.
     """
 
     colour: float
@@ -57,7 +59,7 @@ class Scores:
     action: float
     timing: float
     order: float | None
-    seen: tuple[bool, ...]  # for each event of the script
+    seen: tuple[bool, ...]  # for each event of the script, at any time
 
 
 def describe(video: np.ndarray, ticks: int) -> Description:
@@ -66,13 +68,19 @@ def describe(video: np.ndarray, ticks: int) -> Description:
         raise DataError("not a video", got=f"{video.shape} {video.dtype}", allowed="T H W 3 in uint8")
     tracks = [track for track in follow(find(video)) if track.error < MISFIT]
     scale = max(video.shape[1:3])
-    things = tuple(Thing(f"{t.colour} {t.shape}", t.colour, t.shape, _size_word(t, scale)) for t in tracks)
-    return Description(things, tuple(read(tracks, ticks, scale)), ticks, tuple(tracks))
+    events = read(tracks, ticks, scale)
+    things = []
+    for i, track in enumerate(tracks):
+        changes = [e.start for e in events if e.agent == i and e.action in ("grow", "shrink")]
+        size = _size_word(track, min(changes, default=ticks), ticks, scale)
+        things.append(Thing(f"{track.colour} {track.shape}", track.colour, track.shape, size))
+    return Description(tuple(things), tuple(events), ticks, tuple(tracks))
 
 
-def _size_word(track: Track, scale: int) -> str:
-    """Size when it is first seen."""
-    radius = track.radius[track.visible][0] / scale
+def _size_word(track: Track, until: int, ticks: int, scale: int) -> str:
+    """Size before it first changes."""
+    early = track.visible & (frame_times(len(track.visible), ticks) <= until)
+    radius = np.median(track.radius[early if early.any() else track.visible]) / scale
     return min(RADII, key=lambda size: abs(np.log(RADII[size] / radius)))
 
 
@@ -82,13 +90,15 @@ def compare(seen: Description, script: Script) -> Scores:
     asked = {thing.colour for thing in script.things}
     matches = _match(seen, script)
     found = [match is not None for match in matches]
+    acts = sum(e.action != "stay" for e in seen.events)
+    extra = acts - sum(m is not None and m.action != "stay" for m in matches)
     pairs = ordered_pairs(script.events)
     kept = [found[i] and found[j] and _is_before(matches[i], matches[j]) for i, j in pairs]
     return Scores(
         colour=len(asked & by_colour.keys()) / len(asked | by_colour.keys()),
         shape=_mean(t.colour in by_colour and by_colour[t.colour].shape == t.shape for t in script.things),
         size=_mean(t.colour in by_colour and by_colour[t.colour].size == t.size for t in script.things),
-        action=_mean(found),
+        action=sum(found) / (len(found) + extra),
         timing=_mean(m is not None and _is_timely(m, e) for m, e in zip(matches, script.events, strict=True)),
         order=_mean(kept) if pairs else None,
         seen=tuple(found),
@@ -115,37 +125,45 @@ def _is_before(a: Event, b: Event) -> bool:
 
 
 def _match(seen: Description, script: Script) -> list[Event | None]:
-    """A different seen event for each asked one that was seen: same agent, action and target, the nearest in time."""
-
-    def role(things: tuple[Thing, ...], e: Event) -> tuple[str, str, str | None]:
-        return things[e.agent].colour, e.action, None if e.target is None else things[e.target].colour
-
+    """What was seen of each asked event: the same agent, action and target."""
     asked: dict[tuple, list[int]] = {}
     for i, e in enumerate(script.events):
-        asked.setdefault(role(script.things, e), []).append(i)
+        asked.setdefault(_role(script.things, e), []).append(i)
     pool: dict[tuple, list[Event]] = {}
     for e in seen.events:
-        pool.setdefault(role(seen.things, e), []).append(e)
+        pool.setdefault(_role(seen.things, e), []).append(e)
     matches: list[Event | None] = [None] * len(script.events)
-    for key, wanted in asked.items():
-        there = pool.get(key, [])
-        few, many = (wanted, there) if len(wanted) <= len(there) else (there, wanted)
-        if not few:
-            continue
-        choices = itertools.combinations(range(len(many)), len(few))
-        if many is there:
-            best = min(choices, key=lambda c: sum(_shift(there[k], script.events[i]) for k, i in zip(c, wanted)))  # noqa: B905
-            pairs = [(i, there[k]) for i, k in zip(wanted, best, strict=True)]
-        else:
-            best = min(choices, key=lambda c: sum(_shift(e, script.events[wanted[k]]) for e, k in zip(there, c)))  # noqa: B905
-            pairs = [(wanted[k], e) for e, k in zip(there, best, strict=True)]
-        for i, e in pairs:
+    for role, wanted in asked.items():
+        # Things rest between their acts without being asked to; such rests are no repetitions.
+        there = pool.get(role, []) if role[1] == "stay" else _grouped(pool.get(role, []), len(wanted))
+        for i, e in _nearest([(i, script.events[i]) for i in wanted], there):
             matches[i] = e
     return matches
 
 
-def _shift(a: Event, b: Event) -> int:
-    return abs(a.start - b.start) + abs(a.end - b.end)
+def _role(things: tuple[Thing, ...], e: Event) -> tuple[str, str, str | None]:
+    return things[e.agent].colour, e.action, None if e.target is None else things[e.target].colour
+
+
+def _grouped(events: list[Event], count: int) -> list[Event]:
+    """At most `count` events: where there are more, those with the shortest breaks between them become one."""
+    events = list(events)
+    while len(events) > count:
+        k = min(range(len(events) - 1), key=lambda k: events[k + 1].start - events[k].end)
+        events[k : k + 2] = [replace(events[k], end=events[k + 1].end)]
+    return events
+
+
+def _nearest(asked: list[tuple[int, Event]], seen: list[Event]) -> list[tuple[int, Event]]:
+    """Pair as many as there are, in time order, with the smallest shift in time."""
+    count = min(len(asked), len(seen))
+    pairings = (
+        list(zip(some, others, strict=True))
+        for some in itertools.combinations(asked, count)
+        for others in itertools.combinations(seen, count)
+    )
+    best = min(pairings, key=lambda pairs: sum(abs(a.start - e.start) + abs(a.end - e.end) for (_, a), e in pairs))
+    return [(i, e) for (i, _), e in best]
 
 
 class OracleReport:

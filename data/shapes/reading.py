@@ -24,7 +24,8 @@ COMPASS = 7.0  # a heading closer than this to one of the eight directions is a 
 TOWARDS = 11.0  # a heading closer than this to the way to or from a thing approaches or leaves it
 BEHIND = 45.0  # how far off straight ahead the leader may be
 DRIFT = 0.35 * SPEED  # how fast the way to the leader may change
-ROUND = 0.12  # how much the distance may vary in an orbit
+BENT = (7.0, 60.0)  # least and most turn of the heading from tick to tick in an orbit
+ROUND = 0.25  # how much an orbit may drift
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ def _places(steps: list[Steps], i: int, start: int, end: int) -> list[tuple[str,
     others = [j for j in range(len(steps)) if j != i and steps[j].visible[start : end + 1].all()]
     resting = [j for j in others if not steps[j].moves[start:end].any()]
     if end - start >= 2:
-        for j in resting:
-            if _circles(steps[i], steps[j], start, end):
-                return [("orbit", j, start, end)]
+        drifts = [(_drift(steps[i], steps[j], start, end), j) for j in resting]
+        if drifts and min(drifts)[0] < ROUND:
+            return [("orbit", min(drifts)[1], start, end)]
     headings = [_bearing(steps[i], tick, steps[i], tick + 1) for tick in range(start, end)]
     cuts = [start]
     for tick in range(start + 1, end):
@@ -116,7 +117,8 @@ def _places(steps: list[Steps], i: int, start: int, end: int) -> list[tuple[str,
     return [_straight(steps, i, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
-def _circles(own: Steps, centre: Steps, start: int, end: int) -> bool:
+def _drift(own: Steps, centre: Steps, start: int, end: int) -> float:
+    """How unlike an orbit a run is: the spread of the distances as a share of them; infinite where it is none."""
     ticks = np.arange(start, end + 1)
     dx, dy = own.x[ticks] - centre.x[ticks], own.y[ticks] - centre.y[ticks]
     gaps = np.hypot(dx, dy)
@@ -124,8 +126,10 @@ def _circles(own: Steps, centre: Steps, start: int, end: int) -> bool:
     # A straight way past something keeps its distance for a while too, but its heading does not turn.
     bent = np.rad2deg(np.diff(np.unwrap(np.arctan2(np.diff(own.y[ticks]), np.diff(own.x[ticks])))))
     sense = np.sign(swept[0])
-    turning = (sense * swept > ORBIT / 2).all() and (sense * bent > ORBIT / 2).all() and (sense * bent < 60).all()
-    return bool(turning and np.ptp(gaps) < ROUND * gaps.mean())
+    turning = (sense * swept > ORBIT / 2).all() and (sense * bent > BENT[0]).all() and (sense * bent < BENT[1]).all()
+    # Around its true centre a thing sweeps what its heading turns.
+    astray = abs(swept.mean() - bent.mean()) / ORBIT
+    return float(np.ptp(gaps) / gaps.mean() + astray / 4) if turning and sense * bent.mean() > ORBIT / 2 else math.inf
 
 
 def _straight(steps: list[Steps], i: int, start: int, end: int) -> tuple[str, int | None, int, int]:

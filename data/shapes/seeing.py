@@ -57,7 +57,7 @@ def find(video: np.ndarray) -> list[Blob]:
         return []
     # Once it is known which colours there are, every pixel goes to one of them: noise cannot invent others.
     among = np.array(present)[(HUES[present] @ chroma).argmax(axis=0)].reshape(shape)
-    known = np.isin(np.arange(NONE + 1), present)[labels]
+    known = np.array([k in present for k in range(NONE + 1)])[labels]
     return [blob for k in present if (blob := _blob(k, cover[k].reshape(shape), among, known, unit))]
 
 

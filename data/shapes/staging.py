@@ -6,22 +6,33 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.shapes.figures import PERIOD, REACH
+import numpy as np
+
+from data.shapes.figures import PERIOD, REACH, distance
 from data.shapes.motion import GROWTH, RADII, SPEED, Path, is_visible, unit, walk
-from data.shapes.script import CHANNELS, DIRECTIONS, Event, Placement, Thing
+from data.shapes.script import CHANNELS, DIRECTIONS, SHAPES, Event, Placement, Thing
 from data.shapes.timeline import Chances
 
 SPOTS = 6  # tries for each thing
 MARGIN = 0.015  # between a thing and the picture's edge
 SMALLEST, LARGEST = 0.08, 0.225  # radius; smaller is not recognisable at 32 pixels, larger leaves no room
 CONTACT = 1.0  # an approach ends at least this many joint radii away
-COVERED = 0.45  # how deep a thing may be behind another, as a share of its own diameter
+HIDDEN, STANDS_FREE = 0.38, 0.06  # shares of a thing behind others: at most, and where it is as good as alone
 CLEAR_ANGLE = 14.0  # degrees between an approach and the eight directions of moves
 OTHER_ANGLE = 22.0  # degrees between an approach and the way to or from a third thing
 ALIKE_ANGLE = 35.0  # between an approach and the way another thing goes meanwhile
 BEHIND_ANGLE = 30.0  # a follower is this close to straight behind
 FAR = 0.5  # widths between a follower and its leader
 ORBITS = (1.05, 0.36)  # smallest in joint radii, largest in widths
+
+
+def _points(shape: str) -> np.ndarray:
+    """Points spread over a shape of radius 1, as complex numbers."""
+    u, v = np.meshgrid(np.linspace(-1.6, 1.6, 17), np.linspace(-1.6, 1.6, 17))
+    return (u + 1j * v)[distance(shape, u, v) < 0]
+
+
+POINTS = {shape: _points(shape) for shape in SHAPES}
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ def place(
     paths = walk(things, placements, events, ticks)
     if not _are_inside(paths, things) or not _are_relations_clear(paths, events):
         return None
-    return tuple(placements) if _are_seen(paths, placements, events, ticks) else None
+    return tuple(placements) if _are_seen(paths, things, placements, events, ticks) else None
 
 
 def _need(events: Sequence[Event], agent: int, thing: Thing, ticks: int) -> _Need:
@@ -153,11 +164,15 @@ def _is_relation_clear(paths: list[Path], events: Sequence[Event], e: Event) -> 
     agent, target = paths[e.agent], paths[e.target]
     start, end = _gap(agent, target, e.start), _gap(agent, target, e.end)
     touching = max(agent.radii[t] + target.radii[t] for t in (e.start, e.end))
+    heading = _bearing(agent.places[e.start], agent.places[e.end])
+    for other in events:
+        lone = other.agent not in (e.agent, e.target) and CHANNELS[other.action] == "place"
+        if lone and e.action != "follow" and _is_alike(paths, heading, e, other):
+            return False
     if e.action == "orbit":
         return ORBITS[0] * touching <= start <= ORBITS[1]
     if min(start, end) < CONTACT * touching:
         return False
-    heading = _bearing(agent.places[e.start], agent.places[e.end])
     ahead = _bearing(agent.places[e.start], target.places[e.start])
     if e.action == "follow":
         return _apart(heading, ahead, 360) <= BEHIND_ANGLE and start <= FAR + 0.05
@@ -165,8 +180,6 @@ def _is_relation_clear(paths: list[Path], events: Sequence[Event], e: Event) -> 
         return False
     for i, other in enumerate(paths):
         if i not in (e.agent, e.target):
-            if any(_is_alike(paths, heading, e, o) for o in events if o.agent == i and CHANNELS[o.action] == "place"):
-                return False
             for tick in (e.start, e.end):
                 # Modulo 180: going to one thing must not look like coming from another either.
                 if _apart(heading, _bearing(agent.places[tick], other.places[tick]), 180) < OTHER_ANGLE:
@@ -196,17 +209,31 @@ def _apart(a: float, b: float, period: float) -> float:
     return abs((a - b + period / 2) % period - period / 2)
 
 
-def _are_seen(paths: list[Path], placements: Sequence[Placement], events: Sequence[Event], ticks: int) -> bool:
-    """No thing is ever too deep behind another, and what blinks, appears or vanishes does so in the open."""
-    shy = {e.agent for e in events if e.action in ("blink", "appear", "vanish")}
-    for i, j in ((i, j) for i in range(len(paths)) for j in range(len(paths)) if i != j):
-        if placements[i].depth < placements[j].depth:
-            continue  # i is in front of j
-        for tick in range(ticks + 1):
-            if not (is_visible(events, i, tick) and is_visible(events, j, tick)):
-                continue
-            a, b = paths[i].radii[tick], paths[j].radii[tick]
-            depth = (a + b - _gap(paths[i], paths[j], tick)) / (2 * a)
-            if depth > (0.1 if i in shy else COVERED):
-                return False
+def _are_seen(
+    paths: list[Path], things: Sequence[Thing], placements: Sequence[Placement], events: Sequence[Event], ticks: int
+) -> bool:
+    """No thing is ever hidden too far, each stands free once, and what blinks, appears or vanishes always does."""
+    on = [[is_visible(events, i, tick) for tick in range(ticks + 1)] for i in range(len(paths))]
+    for i, thing in enumerate(things):
+        hidden = np.zeros((ticks + 1, len(POINTS[thing.shape])), dtype=bool)
+        for j, other in enumerate(things):
+            if placements[j].depth < placements[i].depth:
+                hidden |= _covered(paths[i], thing.shape, paths[j], other.shape) & np.array(on[j])[:, None]
+        share = hidden.mean(axis=1)[on[i]]
+        is_shy = any(e.agent == i and e.action in ("blink", "appear", "vanish") for e in events)
+        if share.max() > (STANDS_FREE if is_shy else HIDDEN) or share.min() > STANDS_FREE:
+            return False
     return True
+
+
+def _covered(behind: Path, shape: str, front: Path, other: str) -> np.ndarray:
+    """Which of a thing's points lie under another thing, at each whole tick: ticks + 1, points."""
+    here, there = np.array(behind.places), np.array(front.places)
+    near = np.array(behind.radii) * REACH[shape] + np.array(front.radii) * REACH[other]
+    gap = there - here
+    if (np.hypot(gap[:, 0], gap[:, 1]) > near).all():
+        return np.zeros((len(here), len(POINTS[shape])), dtype=bool)
+    turn, size = np.deg2rad(behind.angles), np.array(behind.radii)
+    points = np.exp(1j * turn)[:, None] * size[:, None] * POINTS[shape] - (gap[:, 0] + 1j * gap[:, 1])[:, None]
+    points *= (np.exp(-1j * np.deg2rad(front.angles)) / np.array(front.radii))[:, None]
+    return distance(other, points.real, points.imag) < 0

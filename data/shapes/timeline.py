@@ -26,6 +26,7 @@ DURATIONS = dict.fromkeys(MOVES, (1, 4)) | {
 # How often each kind is drawn; "follow" and "stay" are fitted in afterwards.
 WEIGHTS = {"move": 6, "grow": 2, "shrink": 2, "rotate": 2, "blink": 2, "appear": 1.5, "vanish": 1.5}
 TARGETED_WEIGHTS = {"approach": 4, "leave": 4, "orbit": 3}
+ALL_WEIGHTS = WEIGHTS | TARGETED_WEIGHTS
 SEQUENTIAL = 0.6  # share of clips, among those that have the room, whose events all come one after the other
 FOLLOW, STAY, TOGETHER = 0.3, 0.25, 0.2  # shares of clips with a follower, a rest, an agent doing two things at once
 HIDDEN = 2  # ticks between vanishing and appearing again; a thing that is away for one tick blinks
@@ -77,6 +78,7 @@ def draw_timeline(chances: Chances, num_things: int, num_events: int, ticks: int
     acts = [_draw_act(chances, num_things) for _ in range(count)]
     sequential = chances.uniform() < SEQUENTIAL and sum(duration for _, duration in acts) <= ticks
     agents = _assign(chances, count, num_things)
+    _put_in_sight(chances, acts, agents)
     events = _lay_out(chances, acts, agents, num_things, ticks, sequential)
     if events is None:
         return None
@@ -92,7 +94,7 @@ def draw_timeline(chances: Chances, num_things: int, num_events: int, ticks: int
 
 
 def _draw_act(chances: Chances, num_things: int) -> tuple[str, int]:
-    name = chances.weighted(WEIGHTS | TARGETED_WEIGHTS if num_things > 1 else WEIGHTS)
+    name = chances.weighted(ALL_WEIGHTS if num_things > 1 else WEIGHTS)
     action = chances.choice(MOVES) if name == "move" else name
     low, high = DURATIONS[action]
     if action == "blink":
@@ -106,6 +108,18 @@ def _assign(chances: Chances, count: int, num_things: int) -> list[int]:
     if count > num_things + 1:
         return chances.shuffled([i % num_things for i in range(count)])
     return [chances.integer(0, num_things - 1) for _ in range(count)]
+
+
+def _put_in_sight(chances: Chances, acts: list[tuple[str, int]], agents: list[int]) -> None:
+    """Let everybody appear before and vanish after what else they do; some vanish and come back instead."""
+    for agent in set(agents):
+        mine = [i for i, other in enumerate(agents) if other == agent]
+        names = {acts[i][0] for i in mine}
+        if {"appear", "vanish"} <= names and chances.uniform() < 0.5:
+            continue
+        ranked = sorted((acts[i] for i in mine), key=lambda act: (act[0] != "appear") + (act[0] == "vanish"))
+        for i, act in zip(mine, ranked, strict=True):
+            acts[i] = act
 
 
 def _lay_out(
