@@ -59,22 +59,26 @@ class Consequences:
         edges = [(2 * i, 2 * i + 1, True) for i in range(num_events)]
         for claim in claims:
             edges += inequalities(claim)
-        # Row a holds, as bits, every point that is not before a, and every point that is after a.
-        self._reach = [1 << a for a in range(num_points)]
+        # Row a holds, as bits, the points that are not before a.
+        reach = [1 << a for a in range(num_points)]
         for a, b, _ in edges:
-            self._reach[a] |= 1 << b
+            reach[a] |= 1 << b
         for via in range(num_points):
-            for a in range(num_points):
-                if self._reach[a] >> via & 1:
-                    self._reach[a] |= self._reach[via]
-        self._after = [0] * num_points
-        for a in range(num_points):
-            for tail, head, strict in edges:
-                if strict and self._reach[a] >> tail & 1:
-                    self._after[a] |= self._reach[head]
+            bit, row = 1 << via, reach[via]
+            reach = [other | row if other & bit else other for other in reach]
+        self._reach = reach
+        self._strict = [(1 << a, reach[b]) for a, b, strict in edges if strict]
+
+    def _after(self, a: int) -> int:
+        """As bits, the points that are after a."""
+        after, row = 0, self._reach[a]
+        for tail, heads in self._strict:
+            if row & tail:
+                after |= heads
+        return after
 
     def is_consistent(self) -> bool:
-        return not any(after >> a & 1 for a, after in enumerate(self._after))
+        return not any(self._after(a) >> a & 1 for a in range(2 * self.num_events))
 
     def order(self, i: int, j: int) -> str | None:
         """ "before", "after" or "overlap", or None where the claims leave it open."""
@@ -82,7 +86,7 @@ class Consequences:
             return "before"
         if self._reach[2 * j + 1] >> (2 * i) & 1:
             return "after"
-        if self._after[2 * i] >> (2 * j + 1) & 1 and self._after[2 * j] >> (2 * i + 1) & 1:
+        if self._after(2 * i) >> (2 * j + 1) & 1 and self._after(2 * j) >> (2 * i + 1) & 1:
             return "overlap"
         return None
 
@@ -94,13 +98,13 @@ class Consequences:
         """The shortest whole-numbered [start, end) of every event that satisfies the claims."""
         assert self.is_consistent(), "contradicting claims have no timeline"
         points = range(2 * self.num_events)
-        times = [0] * len(points)
+        times, after = [0] * len(points), [self._after(a) for a in points]
         moved = True
         while moved:  # ends, because without contradictions no chain of points is longer than their number
             moved = False
             for a in points:
                 for b in points:
-                    least = times[a] + (self._after[a] >> b & 1)
+                    least = times[a] + (after[a] >> b & 1)
                     if self._reach[a] >> b & 1 and times[b] < least:
                         times[b], moved = least, True
         return [(times[2 * i], times[2 * i + 1]) for i in range(self.num_events)]
@@ -122,7 +126,7 @@ def within_sentence(pattern: Pattern, events: dict[str, tuple[int, ...]], units:
     for letter, form in forms.items():
         if form in RETOLD:
             relation = "joins" if form == "still" else "before"
-            claims += [Claim(relation, i, j) for i in events[letter] for b in others for j in events[b]]
+            claims += [Claim(relation, i, j) for i in events[letter] for b in pattern.letters for j in events[b]]
     return claims
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from data.shapes.claims import Claim
-from data.shapes.composing import Composer, stages
+from data.shapes.composing import Composer
 from data.shapes.script import Script, Thing, precedes
 from data.shapes.speaker import BASE, CLOSE, OPEN, Speaker
+from data.shapes.stages import stages
 from data.shapes.timeline import Chances
 
 ATTEMPTS = 12  # for a caption with the asked text order
@@ -58,20 +59,25 @@ class Scene:
 
 
 def captions(script: Script, seed: int, count: int, reordered_share: float = 0.5) -> tuple[str, ...]:
+    """The texts of `tell`."""
+    return tuple(caption.text for caption in tell(script, seed, count, reordered_share))
+
+
+def tell(script: Script, seed: int, count: int, reordered_share: float = 0.5) -> tuple[Caption, ...]:
     """Distinct paraphrases: `count` of them, or fewer if the script cannot be told in so many ways.
 
     Where there are events to reorder, `reordered_share` of any number of captions has another text order than time
     order, up to rounding. The same (script, seed) always gives the same captions, and more of them begin with fewer.
     """
     offset = float(np.random.default_rng([seed, script.seed]).random())
-    found: dict[str, None] = {}
+    found: dict[str, Caption] = {}
     for number in range(TRIES * count):
         turn = len(found) + offset
-        reordered = int((turn + 1) * reordered_share) > int(turn * reordered_share)
-        found.setdefault(describe(script, seed, number, reordered).text)
+        caption = describe(script, seed, number, int((turn + 1) * reordered_share) > int(turn * reordered_share))
+        found.setdefault(caption.text, caption)
         if len(found) == count:
             break
-    return tuple(found)
+    return tuple(found.values())
 
 
 def describe(script: Script, seed: int, number: int = 0, reordered: bool | None = None) -> Caption:
@@ -86,12 +92,11 @@ def describe(script: Script, seed: int, number: int = 0, reordered: bool | None 
     return caption
 
 
-def text_order(caption: Caption, script: Script) -> str:
-    """How a caption's text order relates to time: "same", "different", or "free" where no two events are in order."""
+def text_order(caption: Caption) -> str:
+    """Text order against time order: "same", "different", or "free" where no event is over before another begins."""
     if caption.reordered:
         return "different"
-    events = script.events
-    return "same" if any(precedes(a, b) for a in events for b in events) else "free"
+    return "same" if any(claim.relation in ("before", "meets") for claim in caption.claims) else "free"
 
 
 def scenes(script: Script) -> list[Scene]:

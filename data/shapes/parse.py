@@ -200,10 +200,10 @@ class _Story:
     def _meant(self, name: Name, beside: int | None = None) -> int | None:
         """Whom a name means. None: somebody who is named later."""
         if name.is_pronoun:
-            others = (self._here - {beside}) or (self._before - {beside})
+            others = (self._here - {beside}) or self._before
             if not self._things:
                 return None
-            if len(others) != 1:
+            if len(others) != 1 or others == {beside}:
                 raise _Unclear
             thing = next(iter(others))
         else:

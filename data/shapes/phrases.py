@@ -38,6 +38,7 @@ class Pattern:
     opening: bool  # says that it is the beginning of all
     closing: bool  # says that it is the end of all
     conjunction: bool  # starts with one
+    is_loose: bool  # the last in time is in a side clause, so that "then" could follow something earlier
 
 
 SEQUENCE_LETTERS = "WXYZ"
@@ -65,6 +66,7 @@ def pattern(text: str) -> Pattern:
         opening=text.startswith("first "),
         closing="finally" in text,
         conjunction=text.startswith(("after ", "before ", "once ", "as ", "while ")),
+        is_loose=sequence != sorted(sequence) or bool(re.search("before {[^{]*$", text)),
     )
 
 
@@ -136,7 +138,7 @@ THREE = patterns(
     "after {X} and then {Y}, {Z+}",
     "once {X:perfect}, {Y+}, and after that {Z+}",
     "once {X:perfect}, {Y+}, and finally {Z+}",
-    "{X} before {Y}, and then {Z+}",
+    "{X} before {Y}, and finally {Z+}",
     "{X}, then {Y:verb}, and then {Z:verb}",
     "{X}, {Y:verb}, and finally {Z:verb}",
     "{Y} after {X} and before {Z}",
@@ -145,7 +147,6 @@ THREE = patterns(
     "{Y} once {X:perfect}, and then {Z+}",
     "after {X} and before {Z}, {Y+}",
     "before {Z}, first {X+} and then {Y+}",
-    "before {Z}, {X+}, and then {Y+}",
     "{Y+}, but first {X+}, and finally {Z+}",
     "after {X:ing} and before {Z:ing}, {Y}",
 )
@@ -199,22 +200,28 @@ def _joined(letters: str, form: str) -> str:
     return " and ".join([", ".join(slots[:-1]), slots[-1]]) if len(slots) > 1 else slots[0]
 
 
-def _continuation(num_done: int, num_going: int) -> tuple[Pattern, ...]:
-    done, going = _joined("OPQR"[:num_done], "done"), _joined("GKLMN"[:num_going], "still") if num_going else ""
-    return patterns(f"once {done} but while {going}, {{E}}") if going else patterns(f"once {done}, {{E}}")
+def _continuation(num_done: int, num_going: int, length: int) -> tuple[Pattern, ...]:
+    done = f"once {_joined('OPQR'[:num_done], 'done')}" if num_done else ""
+    going = f"while {_joined('GKLMN'[:num_going], 'still')}" if num_going else ""
+    told = "{X+}" if length == 1 else "first {X+} and then {Y+}"
+    texts = [f"{' but '.join(filter(None, (done, going)))}, {told}"]
+    if length == 1 and not done:
+        texts.append(f"{{X}} {going}")
+    return patterns(*texts)
 
 
-# One more event E, after those told before that are done and during those that are still going: (done, going).
-CONTINUATIONS = {(done, going): _continuation(done, going) for done in range(1, 5) for going in range(6)} | {
-    (0, going): patterns(
-        f"while {_joined('GKLMN'[:going], 'still')}, {{E}}", f"{{E}} while {_joined('GKLMN'[:going], 'still')}"
-    )
-    for going in range(1, 6)
+# What comes after some events told before (done) and during others (going): (done, going, length of the sequence).
+CONTINUATIONS = {
+    (done, going, length): _continuation(done, going, length)
+    for done in range(5)
+    for going in range(6)
+    for length in (1, 2)
+    if done or going
 }
 
 # Words before a sentence, and where they put it in time. "single": only before a sentence about one time.
 MARKERS = {
-    "next": ("then", "after that,", "next,", "afterwards,", "later on,"),  # after the sentence before
+    "next": ("then", "then,", "after that,", "next,", "afterwards,", "later on,"),  # after the sentence before
     "next_all": ("after all of this,", "after all that,", "when all of this is over,"),  # the same, where order turned
     "prior": ("before that,", "before this,", "earlier,"),  # before the sentence before
     "prior_all": ("before all of this,", "before any of this happens,"),  # before everything said so far

@@ -134,12 +134,12 @@ class Speaker:
     def _refer(self, thing: int, pronoun: bool, fresh: bool = False, beside: int | None = None) -> str:
         """A name that is surely understood. `beside` is the subject of the clause, when that is not meant.
 
-        "It" is the only other thing in the sentence so far or, at its beginning, the only one in the sentence before.
+        "It" is the only other thing in the sentence so far or, if there is none, the only one in the sentence before.
         """
         if thing not in self._mentioned:
             name = self._first[thing]
             return self._mention(thing, with_article(name) if fresh or not self._definite else f"the {name}")
-        others = (self._here - {beside}) or (self._before - {beside})
+        others = (self._here - {beside}) or self._before
         if pronoun and others == {thing} and self._chances.uniform() < PRONOUN:
             return self._mention(thing, "it")
         return self._mention(thing, self._short[thing] if self._chances.uniform() < SHORT else self._long[thing])
