@@ -29,6 +29,7 @@ ALSO_REORDERED = 0.3  # share of further places in a reordered caption where the
 MEANWHILE = 0.25  # share of long events told in a sentence before what happens meanwhile
 SHUFFLES = 8  # tries for an order of sentences that their first words can make clear
 SPECIAL = 0.5  # share of sentences with a shared subject or verb, where there can be one
+LAST = 0.7  # share of last sentences that may begin with "At the end,"
 BARE = 0.6  # share of first sentences without "In the beginning,"
 
 
@@ -138,7 +139,10 @@ class Composer:
                 if order[place - 1] == number - 1 and previous.is_simple and not previous.turned:
                     options += ["next"] * 2
                 if max(said) < number:
-                    options.append("next_all" if number != last or self._chances.uniform() < 0.3 else "last")
+                    if number == last and self._chances.uniform() < LAST:
+                        options.append("last")
+                    elif not options or sum(len(stage) for i in said for stage in chunks[i].stages) > 1:
+                        options.append("next_all")
                 if number < min(said):
                     single = len(previous.stages) == 1 and previous.is_simple
                     options.append("prior" if place == 1 and single else "prior_all")

@@ -186,10 +186,14 @@ def test_golden_captions():
 
 
 GOLDEN = (
-    "After the red square becomes bigger, the blue disc travels to the left. Later on, the square heads for the blue disc.",
-    "Before a small red square gets closer to a blue circle, first the red square grows and then the blue circle moves to the left.",
-    "A red square becomes bigger. When all of this is over, a large blue disc glides to the left, and then the square moves towards it.",
-    "The tiny red square moves towards the big blue disc. At the very beginning, the red square grows, then the blue disc travels leftward.",
+    "After the red square becomes bigger, the blue disc travels to the left. Later on, the square heads "
+    "for the blue disc.",
+    "Before a small red square gets closer to a blue circle, first the red square grows and then the "
+    "blue circle moves to the left.",
+    "A red square becomes bigger. At the very end, a large blue disc glides to the left, after which the "
+    "square moves towards it.",
+    "The tiny red square moves towards the big blue disc. At the very beginning, the red square grows, "
+    "then the blue disc travels leftward.",
 )
 
 
