@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.records import Record
-from data.shapes.grammar import captions, scene_captions, scenes
+from data.shapes.grammar import scene_captions, scenes, tell
 from data.shapes.motion import frame_times, trajectory
 from data.shapes.render import paint
 from data.shapes.sampling import SPLITS, check, sample_script
@@ -84,14 +84,17 @@ class ShapesSource:
         states = trajectory(script, frame_times(self.frames, script.ticks))
         picture = paint(script, states, self.height, self.width)
         extras, arrays = truth(script, picture)
-        told = zip(scenes(script), scene_captions(script, self.seed), strict=True)
+        told = tell(script, self.seed, self.num_captions)
+        # Which words speak of which thing, in which order the events are told: one entry for each caption.
+        extras["caption_truth"] = [caption.to_json() for caption in told]
+        parts = zip(scenes(script), scene_captions(script, self.seed), strict=True)
         extras["scenes"] = [
             {"start": scene.start, "end": scene.end, "events": list(scene.events), "caption": caption}
-            for scene, caption in told
+            for scene, caption in parts
         ]
         return Record(
             key=f"shapes-{split}-{index:07d}",
-            captions=captions(script, self.seed, self.num_captions),
+            captions=tuple(caption.text for caption in told),
             frames=picture.frames,
             fps=self.fps,
             source={"world": WORLD, "seed": self.seed, "split": split, "index": index},

@@ -76,6 +76,21 @@ def test_larger_and_longer_clips(scripts):
     assert min(means.values()) >= 0.97, means
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["none", "codec", "blur"])
+def test_the_figures_of_the_documentation(change):
+    """docs/shapes.md: 2,000 clips of the default world."""
+    out = OracleReport()
+    for index in range(2000):
+        script = sample_script(0, index, SETTINGS)
+        video = film(script)
+        video = {"none": lambda v: v, "codec": encoded, "blur": lambda v: blurred(v, index)}[change](video)  # noqa: B023
+        out.add(score(video, script), script)
+    means = out.means()
+    assert min(means.values()) >= (0.985 if change == "blur" else 0.99), means
+    assert min(share for share, _ in out.by_action().values()) >= 0.98, out.by_action()
+
+
 def swapped(script: Script) -> Script:
     """The first of two events takes place last."""
     a, b = script.events

@@ -259,6 +259,8 @@ def test_the_source_lists_and_loads():
     assert 1 <= len(record.captions) <= 2
     assert all(isinstance(caption, str) and caption for caption in record.captions)
     json.dumps([record.extras, record.source])
+    assert tuple(truth["text"] for truth in record.extras["caption_truth"]) == record.captions
+    assert record.extras["scenes"][0]["caption"]
     again = ShapesSource(**(SOURCE | {"num_val": 9})).load(("val", 1))
     assert (again.frames == record.frames).all()
     assert again.captions == record.captions
