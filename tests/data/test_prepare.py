@@ -401,6 +401,17 @@ def test_frames_and_files_are_resampled_alike(video):
     assert [source["start"] for source in sources] == [0.0, 0.5, 1.0, 1.5]
 
 
+@pytest.mark.parametrize(("box", "place"), [(b"mvhd", 16), (b"mdhd", 16), (b"tkhd", 20)])
+def test_what_the_header_says_of_the_length_is_not_believed(video, tmp_path, box, place):
+    whole = Path(video).read_bytes()
+    honest = clips_of(Record(key="a", captions=("c",), path=video), clips_per_video=None)
+    at = whole.index(box) + 4 + place
+    for lie in (0, 1, 2**31 - 1):
+        path = tmp_path / "lie.mp4"
+        path.write_bytes(whole[:at] + lie.to_bytes(4, "big") + whole[at + 4 :])
+        assert clips_of(Record(key="a", captions=("c",), path=str(path)), clips_per_video=None) == honest
+
+
 def test_a_cut_in_time(video):
     (clip,) = clips_of(Record(key="a", captions=("c",), path=video, start=1.0, end=1.5))
     assert numbers(clip) == [25, 28, 31, 34]
