@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${PYTHON:-}" ]; then
   VENV="${VENV:-.venv}"
-  EXTRAS="${EXTRAS:-dev}"
+  EXTRAS="${EXTRAS:-}"
   if [ ! -x "$VENV/bin/python" ]; then
     base=""
     for candidate in python3.12 python3.11 python3.13 python3 python; do
@@ -22,7 +22,7 @@ if [ -z "${PYTHON:-}" ]; then
   # Installed again only when what is to be installed has changed.
   stamp="$VENV/.installed-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-${EXTRAS//,/-}"
   if [ ! -e "$stamp" ]; then
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$EXTRAS]"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}"
     touch "$stamp"
   fi
   PYTHON="$VENV/bin/python"

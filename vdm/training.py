@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from vdm import checkpoint, config, runs
 from vdm.callbacks.checkpoint import FolderCheckpointIO
@@ -105,7 +108,8 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
     )
     if leader:
         _record_start(cfg, settings, run, lineage, datamodule, resumed_step)
-    trainer.fit(stage, datamodule=datamodule, ckpt_path=None if start is None else str(start), weights_only=True)
+    with contextlib.suppress(SIGTERMException):  # Lightning raises it after the callback has saved
+        trainer.fit(stage, datamodule=datamodule, ckpt_path=None if start is None else str(start), weights_only=True)
     done = stage.step >= trainer.max_steps
     if leader:
         run.update(
@@ -119,6 +123,9 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
             stage.step,
             f", {last}" if last else "",
         )
+    asked = next((c.stop_signal for c in callbacks if getattr(c, "stop_signal", None) is not None), None)
+    if asked is not None and not done:
+        sys.exit(128 + asked)  # what a shell, a sweep or a scheduler expects of a process that was told to stop
     if not done and stage.step == (resumed_step or 0):
         raise RunError("training ended without a single step", got=f"step {stage.step} of {trainer.max_steps}")
     return _metric(stage.metrics, settings)

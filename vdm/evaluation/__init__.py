@@ -1,0 +1,1 @@
+"""Numbers that say how they were made: protocols, metrics, reports."""
