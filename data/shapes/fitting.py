@@ -17,7 +17,8 @@ from data.shapes.seeing import Blob, widened
 EDGE = 1.3  # pixels over which a template's edge fades
 STEPS = 4  # of Gauss-Newton, at most
 STILL = 0.05  # pixels: smaller steps change nothing
-LOOKS, RIVALS = 6, 2  # frames that decide on the shape; shapes that are fitted in earnest
+GLANCES, LOOKS = 3, 6  # frames that tell which shapes are possible, and which of them it is
+MARGIN = 3.0  # a shape that fits this many times worse than another at a glance is out
 HIDDEN, NEAR = 0.01, 0.1  # weights of pixels where another thing may be in front, and next to those
 
 
@@ -45,34 +46,48 @@ class _Windows:
     rows: np.ndarray  # f s
     guess: np.ndarray  # f 3: x, y, radius
     owner: np.ndarray  # f, position of the blob
-    frame: np.ndarray  # f
 
     def __getitem__(self, index: np.ndarray) -> _Windows:
         return _Windows(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
 def follow(blobs: list[Blob]) -> list[Track]:
-    """Recognise the shape of every blob in its clearest frames, then measure it in all frames."""
+    """Recognise the shape of every blob and measure it in every frame in which it is visible."""
     if not blobs:
         return []
     windows = _cut(blobs)
-    shapes, errors = _recognise(windows, len(blobs))
-    states = np.zeros((len(blobs), len(blobs[0].visible), 4))
-    for shape in set(shapes):
-        chosen = windows[np.flatnonzero([shapes[i] == shape for i in windows.owner])]
-        state, _ = _fit(shape, chosen, _start(shape, chosen), STEPS)
-        states[chosen.owner, chosen.frame] = state
+    ranks = _ranks(windows)
+    rivals = _rivals(windows[np.flatnonzero(ranks < GLANCES)], len(blobs))  # shapes n
+    states = np.zeros((len(SHAPES), len(ranks), 4))
+    misfits = np.full(rivals.shape, np.inf)
+    for k, shape in enumerate(SHAPES):
+        index = np.flatnonzero(rivals[k][windows.owner])
+        if len(index):
+            chosen = windows[index]
+            states[k, index], misfit = _fit(shape, chosen, _start(shape, chosen), STEPS)
+            looks = ranks[index] < LOOKS
+            means = _mean_by(chosen.owner[looks], misfit[looks], len(blobs))
+            misfits[k, rivals[k]] = means[rivals[k]]
     tracks = []
-    for blob, shape, error, state in zip(blobs, shapes, errors, states, strict=True):
-        x, y, radius, angle = state.T
-        angle = np.rad2deg(angle) % PERIOD[shape] if PERIOD[shape] else np.zeros_like(angle)
-        tracks.append(Track(blob.colour, shape, blob.visible, x, y, radius, angle, float(error)))
+    for i, blob in enumerate(blobs):
+        k = int(misfits[:, i].argmin())
+        x, y, radius, angle = _spread(states[k, windows.owner == i], blob.visible).T
+        period = PERIOD[SHAPES[k]]
+        angle = np.rad2deg(angle) % period if period else np.zeros_like(angle)
+        tracks.append(Track(blob.colour, SHAPES[k], blob.visible, x, y, radius, angle, float(misfits[k, i])))
     return tracks
+
+
+def _spread(values: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Values of the visible frames among zeros for the others."""
+    out = np.zeros((len(visible), values.shape[1]))
+    out[visible] = values
+    return out
 
 
 def _cut(blobs: list[Blob]) -> _Windows:
     """A window around every blob in every frame in which it is visible, all of one size."""
-    owner, frame = np.nonzero(np.stack([blob.visible for blob in blobs]))
+    owner, _ = np.nonzero(np.stack([blob.visible for blob in blobs]))
     solid = np.concatenate([blob.solid[blob.visible] for blob in blobs])  # f H W
     _, height, width = solid.shape
     area = solid.sum(axis=(1, 2))
@@ -93,25 +108,24 @@ def _cut(blobs: list[Blob]) -> _Windows:
     weight = np.concatenate(doubtful).ravel()[at]
     alpha, weight = np.where(outside, 0, alpha), np.where(outside, HIDDEN, weight)
     guess = np.stack([x, y, radius], axis=1)
-    return _Windows(*(a.astype(np.float32) for a in (alpha, weight, column + 0.5, row + 0.5, guess)), owner, frame)
+    return _Windows(*(a.astype(np.float32) for a in (alpha, weight, column + 0.5, row + 0.5, guess)), owner)
 
 
-def _recognise(windows: _Windows, count: int) -> tuple[list[str], np.ndarray]:
-    """The shape of each of `count` blobs and its misfit: a quick try of all shapes, a careful one of the best two."""
+def _ranks(windows: _Windows) -> np.ndarray:
+    """Place of each window among those of its blob, from the clearest to the one most in doubt."""
     doubt = (windows.alpha * (windows.weight < 1)).sum(axis=(1, 2)) / windows.guess[:, 2] ** 2
-    order = np.argsort(doubt, kind="stable")
-    looks = windows[np.concatenate([order[windows.owner[order] == i][:LOOKS] for i in range(count)])]
-    quick = {shape: _fit(shape, looks, _start(shape, looks), 1) for shape in SHAPES}
-    misfits = np.stack([_mean_by(looks.owner, quick[shape][1], count) for shape in SHAPES])  # shapes count
-    ranks = misfits.argsort(axis=0)[:RIVALS]
-    careful = np.full_like(misfits, np.inf)
-    for k, shape in enumerate(SHAPES):
-        blobs = (ranks == k).any(axis=0)
-        index = np.flatnonzero(blobs[looks.owner])
-        if len(index):
-            _, misfit = _fit(shape, looks[index], quick[shape][0][index], STEPS - 1)
-            careful[k, blobs] = _mean_by(looks.owner[index], misfit, count)[blobs]
-    return [SHAPES[k] for k in careful.argmin(axis=0)], careful.min(axis=0)
+    order = np.lexsort((doubt, windows.owner))
+    firsts = np.searchsorted(windows.owner[order], windows.owner[order])
+    ranks = np.empty(len(order), dtype=int)
+    ranks[order] = np.arange(len(order)) - firsts
+    return ranks
+
+
+def _rivals(glances: _Windows, count: int) -> np.ndarray:
+    """Which shapes each blob may have, shapes n: the best after one step, and the second if it is almost as good."""
+    fits = (_fit(shape, glances, _start(shape, glances), 1)[1] for shape in SHAPES)
+    misfits = np.stack([_mean_by(glances.owner, misfit, count) for misfit in fits])
+    return misfits <= np.minimum(MARGIN * misfits.min(axis=0), np.sort(misfits, axis=0)[1])
 
 
 def _mean_by(owner: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
