@@ -106,6 +106,7 @@ class _Reading:
                     continue
                 self.turn += 1
                 self.current = None
+                self.on_sample(-1)
             # The thread left behind may still use the open files: the next one gets its own.
             self.reader.shards = self.reader.shards.reopened()
             self.batch.hung += 1

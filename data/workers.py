@@ -15,14 +15,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.heap import Arena
 from typing import Any
 
 import numpy as np
@@ -61,8 +64,8 @@ class WorkerPool:
         self.reader, self.capacity = reader, num_workers * prefetch
         self._context = _context()
         self._shape = (batch_size, *reader.clip_shape)
-        self._pixels = self._context.RawArray("B", self.capacity * int(np.prod(self._shape)))
-        self._slots = np.frombuffer(self._pixels, np.uint8).reshape(self.capacity, *self._shape)
+        self._pixels = _shared_memory(self.capacity * int(np.prod(self._shape)))
+        self._slots = np.frombuffer(self._pixels.buffer, np.uint8).reshape(self.capacity, *self._shape)
         self._clock = self._context.RawArray("q", 2 * num_workers)  # position and start in ns of each worker's sample
         self._free = list(range(self.capacity))
         self._done: dict[int, tuple[_Task, Batch]] = {}
@@ -196,6 +199,17 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
+def _shared_memory(size: int) -> Arena:
+    """Anonymous where the system can: /dev/shm is 64 MB in many containers, and what has a name outlives a killed run."""
+    if not hasattr(os, "memfd_create"):
+        return Arena(size)
+    descriptor = os.memfd_create("clips")
+    os.ftruncate(descriptor, size)
+    arena = Arena(size, descriptor)
+    weakref.finalize(arena, os.close, descriptor)
+    return arena
+
+
 def _cause(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"killed by {signal.Signals(-exitcode).name}"
@@ -203,11 +217,12 @@ def _cause(exitcode: int | None) -> str:
 
 
 def _work(pipe: Connection, reader: BatchReader, pixels: Any, shape: tuple[int, ...], clock: Any, number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides what an interrupt means
+    for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the main process decides what these mean
+        signal.signal(name, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(1)
-    slots = np.frombuffer(pixels, np.uint8).reshape(-1, *shape)
+    slots = np.frombuffer(pixels.buffer, np.uint8).reshape(-1, *shape)
 
     def on_sample(position: int) -> None:
         clock[2 * number + 1] = time.monotonic_ns()
