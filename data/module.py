@@ -8,11 +8,13 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pytorch_lightning as pl
 import torch
 
 from data.batches import BatchReader
+from data.check import checked_index
 from data.decode import decode_clip, resolve_backend
 from data.loader import ValidationLoader, VideoLoader, collate, read_batches
 from data.plan import SequentialPlan, ShardPlan
@@ -21,11 +23,10 @@ from data.reader import ShardReader
 from data.records import Source, StoreSettings
 from data.samples import ClipReader, ClipSettings
 from data.shard_cache import ShardCache
-from data.shards import ShardIndex, read_index
+from data.shards import ShardIndex
 from data.tar import is_remote
 from data.workers import start_fork_server
 from vdm.bounds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
-from vdm.errors import ConfigError, DataError
 from vdm.types import VideoBatch
 from vdm.video import to_float
 
@@ -78,7 +79,9 @@ class VideoData(pl.LightningDataModule):
         """Read the indices, and say what is missing or does not fit, before anything else is built."""
         for split in filter(None, (self.train_split, self.val_split)):
             if split not in self._indices:
-                self._indices[split] = self._checked_index(split)
+                self._indices[split] = checked_index(
+                    self.name, self.root, split, clip=asdict(self.clip), is_optional=split == self.val_split
+                )
         self._training_plan()
         if self.num_workers:
             start_fork_server()
@@ -133,33 +136,6 @@ class VideoData(pl.LightningDataModule):
         if batch["video"].dtype == torch.uint8:
             batch["video"] = to_float(batch["video"]).contiguous()
         return batch
-
-    def _checked_index(self, split: str) -> ShardIndex:
-        folder = f"{self.root}/{split}"
-        command = f"python -m data.prepare data={self.name}"
-        place = "data.root, or paths.data_root above it"
-        try:
-            index = read_index(folder)
-        except DataError as error:
-            remedy = f"make the shards: {command}; or point {place} at the folder that has them"
-            if split == self.val_split:
-                remedy += "; without validation: data.val_split=null"
-            raise DataError(error.what, key=place, got=error.got, allowed=error.allowed, remedy=remedy) from error
-        if index.name != self.name or index.split != split:
-            got, allowed = f"{index.name}/{index.split} in {folder}", f"{self.name}/{split}"
-            raise DataError("these shards are of another dataset", key=place, got=got, allowed=allowed, remedy=command)
-        stored = index.settings.get("store", {})
-        # Clips are at most `frames` long, and at least `min_frames`: only that many are in every one.
-        limits = {"height": stored.get("height"), "width": stored.get("width"),
-                  "frames": stored.get("min_frames", stored.get("frames"))}  # fmt: skip
-        wanted = {"height": self.clip.height, "width": self.clip.width, "frames": self.clip.span}
-        for name, limit in limits.items():
-            if limit is not None and wanted[name] > limit:
-                every = f" at frame_stride {self.clip.frame_stride}" if name == "frames" else ""
-                raise ConfigError(f"training wants more {name} than the shards hold", key=f"data.clip.{name}",
-                                  got=f"{getattr(self.clip, name)}{every}, needs {wanted[name]}", allowed=f"up to {limit}",
-                                  remedy=f"lower it, or prepare again with a larger data.store.{name}")  # fmt: skip
-        return index
 
     def _index(self, split: str) -> ShardIndex:
         if split not in self._indices:

@@ -84,7 +84,9 @@ def outcomes(places):
         command = [sys.executable, "train.py", f"paths.data_root={places / 'nothing'}", *filled.split(), *extra]
         begun = time.monotonic()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False, env=environment
+        )
         return done.returncode, done.stdout, done.stderr, time.monotonic() - begun
 
     with ThreadPoolExecutor(2) as pool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins import CheckpointIO
 
 from vdm import checkpoint
@@ -54,7 +55,7 @@ class Checkpoint(pl.Callback):
         self.every, self.keep, self.monitor, self.mode, self.finish_batches = every, keep, monitor, mode, finish_batches
         self.run: Run | None = None
         self.best: dict[str, Any] | None = None
-        self.stop_asked = False
+        self.stop_signal: int | None = None
         self._saved_step = -1
 
     def on_fit_start(self, trainer: pl.Trainer, stage: Stage) -> None:
@@ -62,17 +63,19 @@ class Checkpoint(pl.Callback):
         self._previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
-        if self.stop_asked:  # asked twice: now
+        if self.stop_signal is not None:  # asked twice: now
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.stop_asked = True
+        self.stop_signal = number
         log.warning("stopping after this step; a checkpoint is written. Once more to stop at once.")
 
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._saved_step = stage.step
 
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
-        stop = trainer.strategy.broadcast(self.stop_asked) if trainer.world_size > 1 else self.stop_asked
+        stop = self.stop_signal is not None
+        if trainer.world_size > 1:  # a signal may reach one rank only
+            stop = bool(trainer.strategy.reduce(torch.tensor(float(stop), device=stage.device), reduce_op="sum"))
         due = stage.step % self.every == 0 or self._is_best(stage)
         # The last step is saved by on_train_end, after the stage has finished.
         if (
