@@ -54,7 +54,7 @@ CASES = {
     "logger=mlflow": ["key:     logger", "wandb"],
     "stage=autoencoder data=webvid": ["python -m data.prepare data=webvid", "paths.data_root"],
     "data=shapes": ["python -m data.prepare data=shapes", "paths.data_root"],
-    "data.root=FOREIGN": ["not", "data.prepare data=shapes"],
+    "data.root=FOREIGN": ["no index.json", "data.prepare data=shapes"],
     "data.root=UNREADABLE": ["index.json", "data.prepare data=shapes"],
     "paths.output_root=A_FILE/out": ["paths.output_root"],
 }

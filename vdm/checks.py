@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vdm.errors import ConfigError
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and either under WSL
 
 
 def clip_fits_stride(*, autoencoder: Mapping[str, Any], frames: int, height: int, width: int) -> None:
@@ -42,15 +46,17 @@ def precision_is_known(*, precision: str | int) -> None:
 
 
 def devices_exist(*, accelerator: str, devices: int | str | list[int]) -> None:
-    """A GPU is only looked for when one is asked for: that takes an import of torch."""
+    """A GPU is only looked for when one is asked for; torch, slow to import, is asked where a driver is loaded."""
     known = ("auto", "cpu", "gpu", "cuda", "mps", "tpu", "hpu")
     if accelerator not in known:
         raise ConfigError("unknown accelerator", key="trainer.accelerator", got=accelerator, allowed=known)
     if accelerator not in ("gpu", "cuda"):
         return
-    import torch
+    present = 0
+    if sys.platform != "linux" or any(Path(device).exists() for device in GPU_DEVICES):
+        import torch
 
-    present = torch.cuda.device_count()
+        present = torch.cuda.device_count()
     if not present:
         remedy = "use trainer=cpu (or trainer=auto); on a GPU machine install a torch with CUDA"
         raise ConfigError(
