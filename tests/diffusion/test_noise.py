@@ -1,8 +1,5 @@
 """Noise belongs to a sample: not to its batch, its place in it, or what was drawn before."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -52,16 +49,10 @@ def test_keys_may_be_any_text():
 
 
 def test_a_draw_is_the_same_for_ever():
-    """Written down: if this changes, samples of old runs can no longer be made again."""
+    """Written down: if this changes, or differs between processes, old samples can no longer be made again."""
     assert generator_for("clip-0", 0, "sample", 0).initial_seed() == 3921615634125803223
     first = noise_for(["clip-0"], 0, SHAPE)[0, 0, 0, 0, :3]
     torch.testing.assert_close(first, torch.tensor([-0.9752, 0.2951, -0.9591]), rtol=0, atol=1e-4)
-
-
-def test_another_process_draws_the_same():
-    code = "from vdm.diffusion.noise import *; print(repr(noise_for(['clip-0'], 3, (2,)).tolist()))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == repr(noise_for(["clip-0"], 3, (2,)).tolist())
 
 
 def test_noise_is_standard_normal():
