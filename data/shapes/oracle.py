@@ -6,7 +6,7 @@ same description serves every script it is compared with, so a wrong script cann
 What it cannot see. A thing that does nothing and a thing that is told to stay look alike: every rest of a thing that is
 in sight is read as "stay". Discs and rings have no angle. Which of two things is in front is not judged, nor are ground
 and texture. A thing is found by its colour: two of one colour are one thing, and a colour outside the palette is read
-as the nearest one or as ground. A thing in sight with less than a tenth of its area counts as gone. A turn of more
+as the nearest one or as ground. A thing with less than an eighth of its area in sight counts as gone. A turn of more
 than half a shape's period a frame cannot be told from a turn the other way, and the eye does not judge the sense of a
 turn or an orbit. A straight way along one of the eight directions is a plain move even if something lies ahead.
 A thing on its way out and back within a tick, or switched off between two frames, leaves no trace.
