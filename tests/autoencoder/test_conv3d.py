@@ -92,10 +92,12 @@ def test_a_still_video_stays_still_with_replicated_borders(conv3d):
     assert spread["replicate"] < 1e-5 < 1e-3 < spread["zeros"]
 
 
-def test_channel_norm():
-    x = torch.randn(2, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * 5
-    rms = ChannelNorm(6)(x).square().mean(1)
-    torch.testing.assert_close(rms, torch.ones_like(rms), atol=1e-3, rtol=0)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_channel_norm(memory_format):
+    x = torch.randn(2, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    y = ChannelNorm(6)(x.contiguous(memory_format=memory_format))
+    torch.testing.assert_close(y.mean(1), torch.zeros(2, 2, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.var(1, unbiased=False), torch.ones(2, 2, 3, 3), atol=1e-3, rtol=0)
 
 
 def test_memory_format_changes_no_number(conv3d):
