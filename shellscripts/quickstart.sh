@@ -12,7 +12,7 @@ echo "== 1. Data: clips with captions and complete truth, as H.264 in tar shards
   data.source.num_train=4000 data.source.num_val=64 data.source.num_test=256 data.source.num_heldout=64
 
 echo "== 2. stage=autoencoder: clips to latents and back"
-"$PYTHON" train.py experiment=quickstart_autoencoder "paths.data_root=$DATASETS" "paths.output_root=$OUTPUTS" "$@"
+"$PYTHON" train.py experiment=quickstart "paths.data_root=$DATASETS" "paths.output_root=$OUTPUTS" "$@"
 
 echo "== 3. What it keeps of clips it has never seen"
 "$PYTHON" evaluate.py protocol=reconstruction run=quickstart-autoencoder \
