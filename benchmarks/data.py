@@ -184,9 +184,9 @@ def stock_video(key: str, content: bytes) -> object:
 def our_video(key: str, content: bytes) -> object:
     import torch
 
-    from data.decode import decode_clip
+    from data.plain_mp4 import decode_stored
 
-    return (torch.from_numpy(decode_clip(content, range(_frames))),) if key.endswith(".mp4") else None
+    return (torch.from_numpy(decode_stored(content, range(_frames), "pyav")),) if key.endswith(".mp4") else None
 
 
 _frames = 0  # of a clip: webdataset's handlers are told nothing but the bytes
@@ -211,8 +211,8 @@ def _webdataset_sample(sample: dict) -> tuple:
 
 def our_loader(files: list[Path], shards: Path, size: Size, workers: int) -> Iterator[int]:
     from data.batches import BatchReader
-    from data.decode import decode_clip
     from data.loader import VideoLoader
+    from data.plain_mp4 import decode_stored
     from data.plan import ShardPlan
     from data.quarantine import Quarantine
     from data.reader import ShardReader
@@ -224,7 +224,7 @@ def our_loader(files: list[Path], shards: Path, size: Size, workers: int) -> Ite
     reader = BatchReader(
         plan=ShardPlan(counts=[info.samples for info in index.shards], seed=0, shuffle_window=4096, lanes=None),
         shards=ShardReader(index=index, cache=None, max_open=64, max_tables=64),
-        clips=ClipReader(clip=clip, seed=0, extras=(), decoder=decode_clip),
+        clips=ClipReader(clip=clip, seed=0, extras=(), decoder=functools.partial(decode_stored, backend="pyav")),
         sample_timeout=30.0,
     )
     quarantine = Quarantine(path=None, fingerprint=index.fingerprint, max_broken=0.0)

@@ -15,8 +15,9 @@ import torch
 
 from data.batches import BatchReader
 from data.check import checked_index
-from data.decode import decode_clip, resolve_backend
+from data.decode import resolve_backend
 from data.loader import ValidationLoader, VideoLoader, collate, read_batches
+from data.plain_mp4 import decode_stored
 from data.plan import SequentialPlan, ShardPlan
 from data.quarantine import Quarantine
 from data.reader import ShardReader
@@ -153,7 +154,7 @@ class VideoData(pl.LightningDataModule):
         index = self._index(split)
         cache = self.cache if is_remote(index.folder) else None
         shards = ShardReader(index=index, cache=cache, max_open=_OPEN_FILES, max_tables=_TABLES)
-        decoder = functools.partial(decode_clip, backend=self.backend)
+        decoder = functools.partial(decode_stored, backend=self.backend)
         clips = ClipReader(clip=self.clip, seed=self.seed, extras=self.extras, decoder=decoder)
         return BatchReader(plan=plan, shards=shards, clips=clips, sample_timeout=self.sample_timeout)
 

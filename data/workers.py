@@ -195,7 +195,7 @@ def start_fork_server() -> None:
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data.workers", "data.decode"])
+    context.set_forkserver_preload(["data.workers", "data.plain_mp4"])
     return context
 
 

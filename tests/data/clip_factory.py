@@ -7,8 +7,8 @@ from functools import cache, partial
 import numpy as np
 
 from data.batches import BatchReader
-from data.decode import decode_clip
 from data.loader import VideoLoader
+from data.plain_mp4 import decode_stored
 from data.plan import ShardPlan
 from data.quarantine import Quarantine
 from data.reader import ShardReader
@@ -59,7 +59,7 @@ def make_reader(
 ):
     plan = ShardPlan(counts=[info.samples for info in index.shards], seed=seed, shuffle_window=window, lanes=lanes)
     clip = ClipSettings(frames=frames, frame_stride=stride, height=size, width=size)
-    clips = ClipReader(clip=clip, seed=seed, extras=extras, decoder=decoder or partial(decode_clip, backend="pyav"))
+    clips = ClipReader(clip=clip, seed=seed, extras=extras, decoder=decoder or partial(decode_stored, backend="pyav"))
     shards = ShardReader(index=index, cache=None, max_open=3, max_tables=3)
     return BatchReader(plan=plan, shards=shards, clips=clips, sample_timeout=timeout)
 
