@@ -1,4 +1,4 @@
-"""Self-attention, cross-attention to token streams, and the gated feed-forward. Each is pre-norm, without its residual.
+"""Self-attention, cross-attention to token streams, and the gated feed-forward. Each is pre-norm and adds its residual.
 
 Projections that are used together are one matrix, packed per head (q, k, v of head 0, then of head 1, ...), so that
 every view attention needs is a view and not a copy. Tokens are projected to K and V once per sample: all frames of a clip
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdm.layers.lean import geglu_linear, norm_linear
+from vdm.layers.lean import geglu_linear, linear_add, norm_linear
 
 TEXT = "text"  # the base stream: it has no gate
 
@@ -31,6 +31,12 @@ class Sight(NamedTuple):
 
     bias: Tensor  # b 1 (t h w) n, or b 1 1 n: 0 or -inf
     sees: Tensor  # b (t h w) 1, or b 1 1: whether there is anything to see
+
+
+def per_head(packed: Tensor, heads: int, parts: int) -> list[Tensor]:
+    """`b p (heads parts d)` as `parts` views `b heads p d`. Unbound before they are turned, so that their gradients are
+    stacked in the layout of `packed`."""
+    return [part.transpose(1, 2) for part in packed.unflatten(-1, (heads, parts, -1)).unbind(3)]
 
 
 def sight(visible: Tensor, positions: int, dtype: torch.dtype) -> Sight:
@@ -53,9 +59,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = norm_linear(x, self.norm, self.to_qkv)  # b p (heads 3 d)
-        q, k, v = qkv.unflatten(-1, (self.heads, 3, self.head_width)).transpose(1, 2).unbind(3)  # b heads p d
+        q, k, v = per_head(qkv, self.heads, 3)  # b heads p d
         attended = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(attended.transpose(1, 2).flatten(2))  # b p c
+        return linear_add(attended.transpose(1, 2).flatten(2), self.to_out, add=x)  # b p c
 
 
 class StreamProjection(nn.Module):
@@ -94,13 +100,13 @@ class CrossAttention(nn.Module):
 
     def project(self, stream: str, tokens: Tensor) -> KeysValues:
         kv = self.streams[stream].to_kv(tokens)  # b n (heads 2 d)
-        return KeysValues(*kv.unflatten(-1, (self.heads, 2, self.head_width)).transpose(1, 2).unbind(3))
+        return KeysValues(*per_head(kv, self.heads, 2))
 
     def forward(self, x: Tensor, tokens: Mapping[str, Tensor | KeysValues], sights: Mapping[str, Sight]) -> Tensor:
         """x is `b (t h w) c`: the rows of all frames. A stream comes as tokens `b n d`, or as projected before."""
         if not tokens:
-            return self.to_out.bias.expand_as(x)
-        q = norm_linear(x, self.norm, self.to_q).unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+            return x + self.to_out.bias
+        (q,) = per_head(norm_linear(x, self.norm, self.to_q), self.heads, 1)
         attended = None
         for stream, given in tokens.items():
             keys, values = self.project(stream, given) if isinstance(given, Tensor) else given
@@ -113,7 +119,7 @@ class CrossAttention(nn.Module):
             if gate is not None:
                 part = part * gate.tanh()
             attended = part if attended is None else attended + part
-        return self.to_out(attended)
+        return linear_add(attended, self.to_out, add=x)
 
 
 class FeedForward(nn.Module):
@@ -124,4 +130,4 @@ class FeedForward(nn.Module):
         self.to_out = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return geglu_linear(norm_linear(x, self.norm, self.to_hidden), self.to_out)
+        return geglu_linear(norm_linear(x, self.norm, self.to_hidden), self.to_out, add=x)

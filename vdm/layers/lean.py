@@ -22,16 +22,25 @@ aten = torch.ops.aten
 
 
 def norm_conv(
-    x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, *, scale_shift: Tensor | None = None, dropout: float = 0.0
-):
-    """`conv(dropout(silu(norm(x))))` for x `b h w c`. `scale_shift` `b 2c` modulates what the norm gives."""
+    x: Tensor,
+    norm: nn.GroupNorm,
+    conv: nn.Conv2d,
+    *,
+    scale_shift: Tensor | None = None,
+    dropout: float = 0.0,
+    add: Tensor | None = None,
+) -> Tensor:
+    """`conv(dropout(silu(norm(x)))) + add` for x `b h w c`. `scale_shift`, `b 2c`, modulates what the norm gives."""
     weight, bias = _cast(conv.weight, x), _cast(conv.bias, x)
     gain, offset = _affine(norm, scale_shift)
     if torch.compiler.is_compiling():
         activated = F.dropout(F.silu(_normalise(x, gain, offset, norm.num_groups, norm.eps)), dropout, dropout > 0)
-        return F.conv2d(activated.permute(0, 3, 1, 2), weight, bias, padding=conv.padding).permute(0, 2, 3, 1)
-    out = _GroupNormThen.apply(x, gain, offset, weight, bias, norm.num_groups, norm.eps, conv.padding, dropout, True)
-    return out.permute(0, 2, 3, 1)
+        out = F.conv2d(activated.permute(0, 3, 1, 2), weight, bias, padding=conv.padding)
+    else:
+        out = _GroupNormThen.apply(
+            x, gain, offset, weight, bias, norm.num_groups, norm.eps, conv.padding, dropout, True
+        )
+    return (out if add is None else out.add_(add.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
 
 def norm_linear(x: Tensor, norm: nn.GroupNorm | nn.LayerNorm, linear: nn.Linear) -> Tensor:
@@ -48,19 +57,21 @@ def norm_linear(x: Tensor, norm: nn.GroupNorm | nn.LayerNorm, linear: nn.Linear)
     return _GroupNormThen.apply(x, gain, offset, weight, bias, norm.num_groups, norm.eps, None, 0.0, False)
 
 
-def geglu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    """`linear(value * gelu(gate))` where x holds value and gate side by side (Shazeer, 2020)."""
-    weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
+def geglu_linear(x: Tensor, linear: nn.Linear, *, add: Tensor) -> Tensor:
+    """`linear(value * gelu(gate)) + add` where x holds value and gate side by side (Shazeer, 2020)."""
+    weight, bias, rows = _cast(linear.weight, x), _cast(linear.bias, x), x.flatten(0, -2)
     if torch.compiler.is_compiling():
-        value, gate = x.chunk(2, dim=-1)
-        return F.linear(value * F.gelu(gate), weight, bias)
-    return _GegluLinear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+        value, gate = rows.chunk(2, dim=-1)
+        out = F.linear(value * F.gelu(gate), weight, bias)
+    else:
+        out = _GegluLinear.apply(rows, weight, bias)
+    return out.add_(add.reshape(out.shape)).view(add.shape)
 
 
-def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """`silu(norm(x))` alone."""
-    gain, offset = _affine(norm, None)
-    return F.silu(_normalise(x, gain, offset, norm.num_groups, norm.eps))
+def linear_add(x: Tensor, linear: nn.Linear, *, add: Tensor) -> Tensor:
+    """`linear(x) + add`. The sum is in place on the matrix product, not on a view of it: autograd copies for views."""
+    out = linear(x.reshape(-1, x.shape[-1]))
+    return out.add_(add.reshape(out.shape)).view(add.shape)
 
 
 def drop_mask(shape: torch.Size, dropout: float, device: torch.device) -> Tensor:
@@ -152,7 +163,7 @@ class _GegluLinear(torch.autograd.Function):
         d_x = torch.empty_like(x)
         d_value, d_gate = d_x.chunk(2, dim=-1)
         torch.mul(d_hidden, activated, out=d_value)
-        d_gate.copy_(aten.gelu_backward(d_hidden.mul_(value), gate))
+        aten.gelu_backward.grad_input(d_hidden.mul_(value), gate, grad_input=d_gate)
         return d_x, d_weight, d_bias
 
 

@@ -41,13 +41,13 @@ class ResnetBlock(nn.Module):
         t = x.shape[1]
         frames = x.flatten(0, 1)  # (b t) h w c
         time = self.time(embedding).repeat_interleave(t, dim=0)  # (b t) c
-        branch = norm_conv(frames, self.norm1, self.conv1)
-        if not self.modulates:
-            branch = branch.add_(time[:, None, None])
+        shift = None if self.modulates else time[:, None, None]
+        branch = norm_conv(frames, self.norm1, self.conv1, add=shift)
         scale_shift = time if self.modulates else None
         dropout = self.dropout if self.training else 0.0
-        branch = norm_conv(branch, self.norm2, self.conv2, scale_shift=scale_shift, dropout=dropout)
-        return branch.unflatten(0, (-1, t)).add_(x if self.shortcut is None else self.shortcut(x))
+        skip = frames if self.shortcut is None else self.shortcut(frames)
+        out = norm_conv(branch, self.norm2, self.conv2, scale_shift=scale_shift, dropout=dropout, add=skip)
+        return out.unflatten(0, x.shape[:2])
 
 
 class Downsample(nn.Module):

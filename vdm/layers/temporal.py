@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdm.layers.lean import norm_conv, norm_linear
+from vdm.layers.attention import per_head
+from vdm.layers.lean import linear_add, norm_conv, norm_linear
 
 TemporalPosition = Literal["none", "relative"]
 
@@ -30,11 +31,12 @@ class TemporalConv(nn.Module):
         nn.init.zeros_(self.convs[-1].bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = x.flatten(2, 3)  # b t (h w) c
+        clip = branch = x.flatten(2, 3)  # b t (h w) c
+        last = len(self.convs) - 1
         for index, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             dropout = self.dropout if self.training and index else 0.0
-            branch = norm_conv(branch, norm, conv, dropout=dropout)
-        return branch.view(x.shape).add_(x)
+            branch = norm_conv(branch, norm, conv, dropout=dropout, add=clip if index == last else None)
+        return branch.view(x.shape)
 
 
 class RelativePosition(nn.Module):
@@ -53,7 +55,7 @@ class RelativePosition(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Attention of each position to itself in all frames, x `b t p c`; pre-norm, without the residual."""
+    """Attention of each position to itself in all frames, x `b t p c`; pre-norm, residual included."""
 
     def __init__(self, *, width: int, heads: int, head_width: int, position: TemporalPosition, max_distance: int):
         super().__init__()
@@ -68,9 +70,9 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, t, p, _ = x.shape
         qkv = norm_linear(x, self.norm, self.to_qkv)  # b t p (heads 3 d)
-        q, k, v = qkv.view(b, t, p * self.heads, 3, self.head_width).transpose(1, 2).unbind(3)  # b (p heads) t d
+        q, k, v = per_head(qkv.view(b, t, -1), p * self.heads, 3)  # b (p heads) t d
         attended = F.scaled_dot_product_attention(q, k, v) if self.position_k is None else self._relative(q, k, v)
-        return self.to_out(attended.transpose(1, 2).reshape(b, t, p, -1))
+        return linear_add(attended.transpose(1, 2).reshape(b, t, p, -1), self.to_out, add=x)
 
     def _relative(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Shaw et al. (2018): positions enter the scores and the values, so the weights are needed in the open."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vdm.layers.attention import CrossAttention, FeedForward, KeysValues, SelfAttention, Sight
-from vdm.layers.lean import norm_linear
+from vdm.layers.lean import linear_add, norm_linear
 from vdm.layers.temporal import TemporalAttention, TemporalPosition
 
 StreamTokens = Mapping[str, Tensor | KeysValues]
@@ -62,7 +62,7 @@ class SpatialTransformer(nn.Module):
         rows = norm_linear(frames, self.norm, self.proj_in).unflatten(0, (b, t))  # b t (h w) c
         for block, given in zip(self.blocks, tokens, strict=True):
             rows = block(rows, given, sights)
-        return self.proj_out(rows).view(x.shape).add_(x)
+        return linear_add(rows, self.proj_out, add=x)
 
 
 class SpatialBlock(nn.Module):
@@ -87,15 +87,15 @@ class SpatialBlock(nn.Module):
 
     def forward(self, x: Tensor, tokens: StreamTokens, sights: Mapping[str, Sight]) -> Tensor:
         """x is `b t (h w) c`."""
-        x = self.self_attention(x.flatten(0, 1)).view(x.shape).add_(x)
+        shape = x.shape
+        x = self.self_attention(x.flatten(0, 1)).view(shape)
         if self.temporal1 is not None:
-            x = self.temporal1(x).add_(x)
+            x = self.temporal1(x)
         if self.cross_attention is not None:
-            clip = x.flatten(1, 2)  # b (t h w) c
-            x = (self.cross_attention(clip, tokens, sights) + clip).view(x.shape)
+            x = self.cross_attention(x.flatten(1, 2), tokens, sights).view(shape)
         if self.temporal2 is not None:
-            x = self.temporal2(x).add_(x)
-        return self.feed_forward(x).add_(x)
+            x = self.temporal2(x)
+        return self.feed_forward(x)
 
 
 class TemporalTransformer(nn.Module):
@@ -113,7 +113,7 @@ class TemporalTransformer(nn.Module):
         rows = norm_linear(x.flatten(2, 3), self.norm, self.proj_in)  # b t (h w) c
         for block in self.blocks:
             rows = block(rows)
-        return self.proj_out(rows).view(x.shape).add_(x)
+        return linear_add(rows, self.proj_out, add=x)
 
 
 class TemporalBlock(nn.Module):
@@ -124,9 +124,7 @@ class TemporalBlock(nn.Module):
         self.feed_forward = FeedForward(width=shape.inner, ratio=shape.ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.attention1(x).add_(x)
-        x = self.attention2(x).add_(x)
-        return self.feed_forward(x).add_(x)
+        return self.feed_forward(self.attention2(self.attention1(x)))
 
 
 def zero_initialised(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
