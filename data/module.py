@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import vdm.errors  # isort: skip  # noqa: F401 - before Lightning: lets it import torchvision on any torch
 
+import contextlib
 import functools
 import logging
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -20,20 +22,22 @@ from data.loader import ValidationLoader, VideoLoader, collate, read_batches
 from data.plain_mp4 import decode_stored
 from data.plan import SequentialPlan, ShardPlan
 from data.quarantine import Quarantine
-from data.reader import ShardReader
+from data.reader import BrokenSample, ShardReader
 from data.records import Source, StoreSettings
-from data.samples import ClipReader, ClipSettings
+from data.samples import ClipReader, ClipSettings, extras_names
 from data.shard_cache import ShardCache
 from data.shards import ShardIndex
 from data.tar import is_remote
 from data.workers import start_fork_server
 from vdm.bounds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.errors import ConfigError
 from vdm.types import VideoBatch
 from vdm.video import to_float
 
 log = logging.getLogger(__name__)
 
 _OPEN_FILES, _TABLES = 256, 1024  # per process: well below the usual limits, tables of 50 kB
+_PROBED = 20  # samples, for the names of extras
 
 
 class VideoData(pl.LightningDataModule):
@@ -84,6 +88,8 @@ class VideoData(pl.LightningDataModule):
                     self.name, self.root, split, clip=asdict(self.clip), is_optional=split == self.val_split
                 )
         self._training_plan()
+        if self.extras:
+            self._check_extras()
         if self.num_workers:
             start_fork_server()
 
@@ -137,6 +143,20 @@ class VideoData(pl.LightningDataModule):
         if batch["video"].dtype == torch.uint8:
             batch["video"] = to_float(batch["video"]).contiguous()
         return batch
+
+    def _check_extras(self) -> None:
+        """A misspelt name would otherwise be None for ever."""
+        index, known = self._index(self.train_split), set()
+        reader = ShardReader(
+            index=index, cache=self.cache if is_remote(index.folder) else None, max_open=1, max_tables=1
+        )
+        for number in range(min(_PROBED, index.shards[0].samples)):
+            with contextlib.suppress(BrokenSample, ValueError, OSError, AttributeError, zipfile.BadZipFile):
+                known |= extras_names(reader.read(0, number, ("json", "npz"))[1])
+        for name in self.extras:
+            if name not in known:
+                got = f"{name!r}, which none of the first samples has"
+                raise ConfigError("unknown extras", key="data.extras", got=got, allowed=sorted(known))
 
     def _index(self, split: str) -> ShardIndex:
         if split not in self._indices:

@@ -6,6 +6,7 @@ that metadata says about the video is believed: a clip is what was decoded, and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -103,32 +104,38 @@ class ClipReader:
     def _extras(
         self, info: dict[str, Any], npz: bytes | None, window: range, stored: tuple[int, ...]
     ) -> dict[str, Any]:
+        """What was asked for; None where this sample has none."""
         truths = info.get("extras")
         truths = truths if isinstance(truths, dict) else {}
-        found = {name: truths[name] for name in self.extras if name in truths}
-        wanted = [name for name in self.extras if name not in found]
+        found = {name: truths.get(name) for name in self.extras}
+        wanted = [name for name in self.extras if name not in truths]
         if wanted and npz:
-            try:
-                with np.load(io.BytesIO(npz), allow_pickle=False) as arrays:
-                    loaded = {name: arrays[name] for name in wanted if name in arrays}
-            except Exception as error:  # zip and numpy raise what they like
-                raise BrokenSample("unreadable arrays", f"{type(error).__name__}: {error}") from error
-            found |= {name: self._cut(name, array, window, stored) for name, array in loaded.items()}
-        missing = [name for name in self.extras if name not in found]
-        if missing:
-            raise BrokenSample("missing extras", ", ".join(missing))
+            arrays = _arrays(npz, wanted)
+            found |= {name: self._cut(name, array, window, stored) for name, array in arrays.items()}
         # What is told per stored frame (a plan's times) can be placed in the clip only by knowing where that begins.
         return found | {"window": np.array([window.start, window.step], dtype=np.int64)}
 
     def _cut(self, name: str, array: np.ndarray, window: range, stored: tuple[int, ...]) -> np.ndarray:
-        """Arrays with one entry a stored frame follow the window."""
+        """Arrays with an entry for each stored frame, or for each step between two, follow the window."""
         frames, height, width = stored
-        is_pixels = (height, width) in zip(array.shape, array.shape[1:], strict=False)
-        if is_pixels and (height, width) != (self.clip.height, self.clip.width):
-            remedy = "set data.clip.height and data.clip.width to the stored size, or leave this array out"
-            raise ConfigError("arrays of pixels are not resized", key="data.extras", got=f"{name} at {height}x{width}",
-                              allowed=f"{self.clip.height}x{self.clip.width}", remedy=remedy)  # fmt: skip
-        return array[window.start : window.stop : window.step] if array.ndim and len(array) == frames else array
+        pairs = list(zip(array.shape, array.shape[1:], strict=False))
+        axis = 0
+        if (height, width) in pairs:
+            if (height, width) != (self.clip.height, self.clip.width):
+                remedy = "set data.clip.height and data.clip.width to the stored size, or leave this array out"
+                raise ConfigError("arrays of pixels are not resized", key="data.extras", got=f"{name} at {height}x{width}",
+                                  allowed=f"{self.clip.height}x{self.clip.width}", remedy=remedy)  # fmt: skip
+            axis = len(pairs) - 1 - pairs[::-1].index((height, width)) - 1  # time comes right before the picture
+        length = array.shape[axis] if 0 <= axis < array.ndim else None
+        if length == frames - 1 and window.step > 1 and (height, width) in pairs:
+            remedy = "set data.clip.frame_stride=1, or leave this array out"
+            raise ConfigError(
+                "steps between stored frames cannot be joined", key="data.extras", got=name, remedy=remedy
+            )
+        if length == frames or (length == frames - 1 and (height, width) in pairs):
+            last = window.stop if length == frames else window.stop - 1
+            return np.take(array, range(window.start, last, window.step), axis=axis)
+        return array
 
 
 def resize_and_crop(video: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -141,6 +148,21 @@ def resize_and_crop(video: np.ndarray, height: int, width: int) -> np.ndarray:
         video = pixels.permute(0, 2, 3, 1).numpy()
     top, left = (video.shape[1] - height) // 2, (video.shape[2] - width) // 2
     return video[:, top : top + height, left : left + width]
+
+
+def extras_names(members: dict[str, bytes]) -> set[str]:
+    """Names of the truths that one sample has."""
+    truths = json.loads(members.get("json", b"{}")).get("extras")
+    with np.load(io.BytesIO(members["npz"])) if "npz" in members else contextlib.nullcontext(()) as arrays:
+        return {*(truths if isinstance(truths, dict) else ()), *arrays}
+
+
+def _arrays(npz: bytes, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(npz), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in wanted if name in arrays}
+    except Exception as error:  # zip and numpy raise what they like
+        raise BrokenSample("unreadable arrays", f"{type(error).__name__}: {error}") from error
 
 
 def _metadata(key: str, content: bytes) -> dict[str, Any]:

@@ -122,7 +122,9 @@ def test_extras(tmp_path):
     def members(key, number):
         arrays = io.BytesIO()
         frames = np.arange(FRAMES)[:, None, None].repeat(SIZE, 1).repeat(SIZE, 2)
-        np.savez(arrays, order=frames, matrix=np.eye(3))
+        flow = np.stack([frames[:-1]] * 2, axis=-1)
+        rare = {} if number % 2 else {"rare": np.ones(2)}
+        np.savez(arrays, order=frames, matrix=np.eye(3), flow=flow, whole=np.stack([frames] * 2), **rare)
         extras = {"plan": [["circle", "grow", None, [0, 3]]] * (number % 3), "unread": 1}
         return sample(key, number, extras=extras) | {"npz": arrays.getvalue()}
 
@@ -137,8 +139,15 @@ def test_extras(tmp_path):
         assert order[:, 0, 0].tolist() == [start, start + 2, start + 4, start + 6]
     with pytest.raises(ConfigError, match="arrays of pixels are not resized"):
         next(iter(make_loader(index, extras=["order"], size=8)))
-    with pytest.raises(DataError, match="missing extras: depth"):
-        next(iter(make_loader(index, extras=["depth"])))
+    with pytest.raises(ConfigError, match="cannot be joined"):
+        next(iter(make_loader(index, extras=["flow"], stride=2)))
+    batch = next(iter(make_loader(index, extras=["flow", "whole", "matrix", "rare"])))
+    assert batch["extras"]["flow"].shape == (5, 3, SIZE, SIZE, 2)
+    assert batch["extras"]["whole"].shape == (5, 2, 4, SIZE, SIZE)
+    for (start, _), flow, whole in zip(*(batch["extras"][name] for name in ("window", "flow", "whole")), strict=True):
+        assert flow[:, 0, 0, 0].tolist() == list(range(start, start + 3))
+        assert whole[1, :, 0, 0].tolist() == list(range(start, start + 4))
+    assert [value is None for value in batch["extras"]["rare"]] == [int(key[-5:]) % 2 == 1 for key in batch["key"]]
 
 
 def test_larger_clips_are_resized_and_cut(index):

@@ -140,6 +140,13 @@ def test_shards_of_another_dataset_are_refused(root):
         module(root, name="webvid").setup("fit")
 
 
+def test_misspelt_extras_are_refused(tmp_path):
+    make_split(tmp_path, 5, members=lambda key, n: sample(key, n, extras={"plan": [], "boxes": []}))
+    module(tmp_path, val_split=None, extras=["plan"]).setup("fit")
+    with pytest.raises(ConfigError, match="(?s)data.extras.*'plam'.*boxes, plan"):
+        module(tmp_path, val_split=None, extras=["plam"]).setup("fit")
+
+
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 4), (2, 4), (3, 2), (4, 2), (9, 1), (4, 1), (2, 100)])
 def test_validation_is_split_exactly(root, world_size, batch_size, monkeypatch):
     keys, lengths = [], []
