@@ -70,29 +70,29 @@ class AutoencoderLoss(nn.Module):
         self.l1_weight, self.l2_weight, self.kl_weight = l1_weight, l2_weight, kl_weight
         self.perceptual_weight, self.perceptual, self.adversarial = perceptual_weight, perceptual, adversarial
 
-    def reconstruction(self, video: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Means over all values, before weights: `l1`, `l2` and, where it is on, `perceptual`."""
+    def terms(self, video: Tensor, reconstruction: Tensor, posterior: DiagonalGaussian) -> dict[str, Tensor]:
+        """Means over all values, before weights: `l1`, `l2`, `kl` and, where it is on, `perceptual`."""
         difference = reconstruction.float() - video.float()
         terms = {"l1": difference.abs().mean(), "l2": difference.square().mean()}
         if self.perceptual is not None and self.perceptual_weight:
             frames = (rearrange(x, "b c t h w -> (b t) c h w") for x in (video, reconstruction))
             terms["perceptual"] = self.perceptual(*frames).mean()
-        return terms
+        return terms | {"kl": posterior.kl().mean() / video[0].numel()}  # nats per pixel value
+
+    def weighted(self, terms: dict[str, Tensor], video: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction's part of the loss, and that of the KL."""
+        scale = video[0, :, 0].numel() if self.reduction == "frame" else 1
+        reconstruction = self.l1_weight * terms["l1"] + self.l2_weight * terms["l2"]
+        reconstruction = reconstruction + self.perceptual_weight * terms.get("perceptual", 0.0)
+        return scale * reconstruction, scale * self.kl_weight * terms["kl"]
 
     def forward(
         self, video: Tensor, reconstruction: Tensor, posterior: DiagonalGaussian, *, step: int, last_layer: Tensor
     ) -> dict[str, Tensor]:
         """Terms by name; `loss` is their weighted sum."""
-        terms = self.reconstruction(video, reconstruction)
-        scale = video[0, :, 0].numel() if self.reduction == "frame" else 1
-        objective = scale * (
-            self.l1_weight * terms["l1"]
-            + self.l2_weight * terms["l2"]
-            + self.perceptual_weight * terms.get("perceptual", 0.0)
-        )
-        kl = posterior.kl().mean() / video[0].numel()  # nats per pixel value
-        loss = objective + scale * self.kl_weight * kl
-        terms |= {"kl": kl}
+        terms = self.terms(video, reconstruction, posterior)
+        objective, kl = self.weighted(terms, video)
+        loss = objective + kl
         if self.adversarial is not None and step >= self.adversarial.start_step:
             terms |= self.adversarial(video, reconstruction, objective, last_layer)
             loss = loss + terms["generator"] + terms["discriminator"]

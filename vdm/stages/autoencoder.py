@@ -63,12 +63,14 @@ class AutoencoderStage(Stage):
         return {"autoencoder": self.autoencoder}
 
     def validation_losses(self, batch: VideoBatch) -> dict[str, Tensor]:
-        """Of the posterior's mean, which is what later stages see; `psnr` in dB of clips clipped to [-1, 1]."""
+        """Of the posterior's mean, which is what later stages see; `psnr` in dB. The loss has no adversarial term, so
+        that it can be compared between steps.
+        """
         video = batch["video"]
         posterior = self.autoencoder.posterior(video)
         reconstruction = self.autoencoder.reconstruct(posterior.mode())
-        terms = self.loss.reconstruction(video, reconstruction)
-        return terms | {"psnr": psnr(reconstruction, video), "kl": posterior.kl() / video[0].numel()}
+        terms = self.loss.terms(video, reconstruction, posterior)
+        return {"loss": sum(self.loss.weighted(terms, video)), "psnr": psnr(reconstruction, video)} | terms
 
     def preview(self, batch: VideoBatch) -> dict[str, Tensor]:
         video = batch["video"]
