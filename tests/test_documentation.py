@@ -1,0 +1,77 @@
+"""Every command the README and docs/ show is composed and checked, the scripts parse, and the links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import hydra
+import pytest
+
+from vdm import config
+from vdm.launch import CONF
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = sorted((ROOT / "shellscripts").glob("*.sh"))
+PRIMARY = {"train.py": "train", "evaluate.py": "evaluate", "sample.py": "sample", "data.prepare": "prepare"}
+
+
+def commands():
+    for page in PAGES:
+        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(), flags=re.S | re.M):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words and words[0] in ("python", "torchrun", "bash", "pip", "source"):
+                    yield page.name, words
+
+
+COMMANDS = list(commands())
+
+
+def test_there_are_commands():
+    assert sum(page == "README.md" for page, _ in COMMANDS) >= 10
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[" ".join(words)[:90] for _, words in COMMANDS])
+def test_command(page, words):
+    entry = next((word for word in words if word in PRIMARY), None)
+    if entry is None:
+        scripts = [word for word in words if word.endswith(".sh")]
+        known = words[0] in ("pip", "source") or words[:3] == ["python", "-m", "venv"] or words[1:3] == ["-m", "pip"]
+        module = "-m" in words and words[words.index("-m") + 1]
+        script = next((word for word in words if word.endswith(".py")), None)
+        assert known or scripts or module or script, f"{page}: nobody knows this command"
+        assert all((ROOT / name).exists() for name in scripts)
+        assert script is None or (ROOT / script).exists()
+        return
+    overrides = [word for word in words[words.index(entry) + 1 :] if not word.startswith("-")]
+    overrides = [word for word in overrides if "<" not in word and "..." not in word]
+    if {"--cfg", "--package"} & set(words):
+        overrides = [word for word in overrides if "=" in word]
+    sweep = [re.sub(r"=([^\[{,]+),.*", r"=\1", word) for word in overrides]  # the first point of a sweep
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        resolved = config.resolve(hydra.compose(PRIMARY[entry], overrides=sweep))
+    for name in ("data", "devices"):  # ask for shards or GPUs
+        resolved.get("checks", {}).pop(name, None)
+    config.check_resolved(resolved)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_parse(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_official_script_says_how_it_is_used():
+    command = ["bash", "shellscripts/run_train_vdm_autoencoder.sh"]
+    environment = {"PYTHON": "/bin/true", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert "usage" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
