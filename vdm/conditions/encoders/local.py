@@ -1,0 +1,102 @@
+"""Pretrained networks from files of the user: nothing is downloaded, and what is missing is named.
+
+A folder is one of transformers, or a diffusers pipeline with `text_encoder` and `tokenizer` in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vdm.conditions.encoders.base import DTYPES, Dtype
+from vdm.errors import ConfigError, RunError, UserError
+
+KEY = "condition.text.encoder"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer_config.json")
+
+
+def from_folder(folder: str, dtype: Dtype) -> tuple[Any, nn.Module]:
+    """Tokenizer and text encoder."""
+    try:
+        from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
+        from transformers import logging as its_logging
+    except ImportError:
+        raise _absent("transformers", "diffusers") from None
+    weights, tokenizer = _parts(Path(folder))
+    its_logging.set_verbosity_error()  # it reports the image half of CLIP as a problem; what matters is checked below
+    try:
+        kind = AutoConfig.from_pretrained(weights, local_files_only=True).model_type
+        model = CLIPTextModel if kind in ("clip", "clip_text_model") else AutoModelForTextEncoding
+        network, report = model.from_pretrained(
+            weights, local_files_only=True, dtype=DTYPES[dtype], output_loading_info=True
+        )
+        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    except Exception as error:  # a damaged folder makes these libraries raise nearly anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "copy the whole folder again: config.json, the weights (model.safetensors) and the tokenizer's files"
+        raise ConfigError(
+            "this folder cannot be read", key=f"{KEY}.folder", got=f"{folder}: {reason}", remedy=remedy
+        ) from error
+    missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if missing:
+        got = f"{len(missing)} missing, such as {', '.join(missing[:3])}"
+        raise RunError("the weights are not those of this encoder", key=f"{KEY}.folder", got=f"{folder}: {got}")
+    return words, network
+
+
+def checked_kind(network: nn.Module, folder: str, kinds: tuple[str, ...]) -> None:
+    if network.config.model_type not in kinds:
+        raise ConfigError(
+            "this folder holds another kind of text encoder",
+            key=f"{KEY}.folder",
+            got=f"{folder}: {network.config.model_type}",
+            allowed=kinds,
+        )
+
+
+def checked_length(length: int, longest: int) -> int:
+    if length > longest:
+        raise ConfigError("this encoder reads fewer tokens", key=f"{KEY}.length", got=length, allowed=f"1 to {longest}")
+    return length
+
+
+def padded_ids(words: Any, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Ids and mask `b n` of a tokenizer of transformers, and which captions were cut."""
+    read = words(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    mask = read["attention_mask"].bool()
+    full = [i for i, row in enumerate(mask) if row.all()]
+    cut = tuple(i for i in full if len(words(captions[i], verbose=False)["input_ids"]) > length)
+    return read["input_ids"], mask, cut
+
+
+def open_clip_module() -> Any:
+    try:
+        import open_clip
+    except ImportError:
+        raise _absent("open_clip", "clip") from None
+    return open_clip
+
+
+def _parts(folder: Path) -> tuple[Path, Path]:
+    if (folder / "text_encoder").is_dir():
+        weights, tokenizer = folder / "text_encoder", folder / "tokenizer"
+    else:
+        weights = tokenizer = folder
+    for path, names in ((weights, ("config.json",)), (tokenizer, TOKENIZER_FILES)):
+        if not any((path / name).is_file() for name in names):
+            raise ConfigError(
+                "no text encoder is found here",
+                key=f"{KEY}.folder",
+                got=f"{path} has no {' or '.join(names)}",
+                remedy="download the model's folder once, where there is a network, and name it here; "
+                "a diffusers folder with text_encoder and tokenizer in it will do",
+            )
+    return weights, tokenizer
+
+
+def _absent(package: str, extra: str) -> UserError:
+    remedy = f"pip install -e .[{extra}], or use condition=text, which needs nothing"
+    return ConfigError(f"this text encoder needs the package {package}", key=KEY, remedy=remedy)
