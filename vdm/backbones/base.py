@@ -27,6 +27,13 @@ class Prepared:
     tokens: tuple[tuple[BlockTokens, ...], ...]  # of each cell, of each of its blocks
     visible: Mapping[str, Tensor]  # b t n, for the streams that hide something
 
+    @property
+    def batch_size(self) -> int | None:
+        """Number of samples, None where nothing is said."""
+        given = [value for cell in self.tokens[:1] for block in cell for value in block.values()]
+        doors = [self.embed, self.concat, *(v.keys if isinstance(v, KeysValues) else v for v in given)]
+        return next((len(door) for door in doors if door is not None), None)
+
     def __getitem__(self, index: Any) -> Prepared:
         """Some samples of the batch: a slice, or a tensor of indices."""
         return self._each(lambda x: x[index])

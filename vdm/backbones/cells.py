@@ -105,6 +105,9 @@ def check_sizes(
     """Levels, groups and heads must divide the widths they are parts of."""
     if not widths or any(width < 1 for width in widths):
         raise ConfigError("there must be levels, each some channels wide", key="backbone.multipliers", got=list(widths))
+    if widths[0] % 2:
+        what = "the timestep embedding is as wide as the first level, half sines and half cosines"
+        raise ConfigError(what, key="backbone.channels", got=widths[0], allowed="an even number")
     if any(width % groups for width in widths):
         fits = math.gcd(*widths)
         remedy = f"set backbone.norm_groups={math.gcd(groups, fits)}"

@@ -7,7 +7,7 @@ here, packed per head; a 1 x 1 convolution there is a linear layer here; a convo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdm.backbones.cells import Cell
 from vdm.backbones.unet3d import UNet3D
@@ -250,13 +250,13 @@ def settings_to_diffusers(backbone: UNet3D) -> dict[str, Any]:
     }
 
 
-def load_diffusers(backbone: UNet3D, folder: str | Path, *, allow_missing: tuple[str, ...] = ()) -> LoadReport:
-    """Fill a backbone from a diffusers folder, with a report. `allow_missing` names doors the folder knows nothing of."""
+def load_diffusers(backbone: UNet3D, folder: str | Path, *, doors: Sequence[str] = ()) -> LoadReport:
+    """Fill a backbone from a diffusers folder, with a report. `doors` names those the folder may know nothing of."""
     tensors = from_diffusers(_read_weights(Path(folder)), backbone)
-    return load_weights(backbone, tensors, source=str(folder), allow_missing=allow_missing)
+    return load_weights(backbone, tensors, source=str(folder), allow_missing=backbone.door_keys(*doors))
 
 
-def save_diffusers(backbone: nn.Module, folder: str | Path) -> None:
+def save_diffusers(backbone: UNet3D, folder: str | Path) -> None:
     """Write a folder that `diffusers.UNet3DConditionModel.from_pretrained` loads."""
     folder = Path(folder)
     config = settings_to_diffusers(backbone)

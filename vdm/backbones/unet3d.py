@@ -123,8 +123,8 @@ class UNet3D(nn.Module):
                 self.settings.transformer(channels, temporal_in_heads, temporal_in_head_width)
             )
         self.down, self.mid, self.up = _levels(self.settings, channels, widths, blocks, set(attention_levels))
-        self.norm_out = nn.GroupNorm(norm_groups, channels)
-        self.conv_out = zero_initialised(nn.Conv2d(channels, latent_channels, 3, padding=1))
+        self.norm_out = nn.GroupNorm(norm_groups, widths[0])
+        self.conv_out = zero_initialised(nn.Conv2d(widths[0], latent_channels, 3, padding=1))
 
         self.embed_in: nn.Linear | None = None
         self.concat_in: nn.Conv2d | None = None
@@ -157,10 +157,16 @@ class UNet3D(nn.Module):
         elif embed_width:
             _same_width("embed_width", self.embed_width, embed_width)
 
-    def compile_cells(self) -> None:
+    def door_keys(self, *doors: str) -> list[str]:
+        """Names of the tensors of some doors (streams by their name, `concat`, `embed`): what older weights lack."""
+        starts = tuple(f"{door}_in." for door in doors)
+        parts = tuple(f".streams.{door}." for door in doors)
+        return [name for name in self.state_dict() if name.startswith(starts) or any(part in name for part in parts)]
+
+    def compile_cells(self, backend: str = "inductor") -> None:
         """Compile each cell on its own: seconds instead of minutes, and a graph break costs one cell."""
         for cell in self.cells():
-            cell.compile()
+            cell.compile(backend=backend)
 
     def cells(self) -> Iterator[Cell]:
         """In the order they run."""
@@ -189,6 +195,9 @@ class UNet3D(nn.Module):
         self._check_latent(x)
         prepared = controls if isinstance(controls, Prepared) else self._unprojected(controls)
         b, _, t, h, w = x.shape
+        if prepared.batch_size not in (None, b):
+            got = f"{prepared.batch_size} samples"
+            raise ConfigError("controls and latents have different batches", key="controls", got=got, allowed=str(b))
         dtype = _compute_dtype(x)
         embedding = self.time_embedding(timestep.expand(b))
         if prepared.embed is not None:
@@ -312,4 +321,6 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 def _same_width(key: str, opened: int, got: int) -> None:
     if opened != got:
         what = "a door of the backbone was opened for another width" if opened else "this door of the backbone is shut"
-        raise ConfigError(what, key=f"backbone.{key}", got=got, allowed=opened or "0: nothing was to come through it")
+        raise ConfigError(
+            what, key=f"backbone.{key}", got=got, allowed=str(opened) if opened else "0: nothing was to come through it"
+        )
