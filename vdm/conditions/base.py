@@ -236,7 +236,7 @@ def _agree(door: str, first: int, width: int, name: str) -> None:
             f"two conditions speak through {door} in different widths",
             key=f"condition.{name}",
             got=width,
-            allowed=first,
+            allowed=str(first),
         )
 
 

@@ -22,7 +22,7 @@ class ClipEncoder(TextEncoder):
     """Every token is seen, padding as well: so the public models were trained."""
 
     def __init__(self, *, folder: str, layer: Layer, length: PositiveInt, dtype: Dtype, is_trained: bool):
-        words, network = from_folder(folder, dtype)
+        words, network = from_folder(folder, dtype, is_trained)
         checked_kind(network, folder, ("clip", "clip_text_model"))
         config = network.config
         super().__init__(

@@ -18,14 +18,16 @@ KEY = "condition.text.encoder"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer_config.json")
 
 
-def from_folder(folder: str, dtype: Dtype) -> tuple[Any, nn.Module]:
+def from_folder(folder: str, dtype: Dtype, is_trained: bool) -> tuple[Any, nn.Module]:
     """Tokenizer and text encoder."""
+    check_dtype(dtype, is_trained)
     try:
         from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
         from transformers import logging as its_logging
     except ImportError:
         raise _absent("transformers", "diffusers") from None
     weights, tokenizer = _parts(Path(folder))
+    verbosity = its_logging.get_verbosity()
     its_logging.set_verbosity_error()  # it reports the image half of CLIP as a problem; what matters is checked below
     try:
         kind = AutoConfig.from_pretrained(weights, local_files_only=True).model_type
@@ -40,6 +42,8 @@ def from_folder(folder: str, dtype: Dtype) -> tuple[Any, nn.Module]:
         raise ConfigError(
             "this folder cannot be read", key=f"{KEY}.folder", got=f"{folder}: {reason}", remedy=remedy
         ) from error
+    finally:
+        its_logging.set_verbosity(verbosity)
     missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if missing:
         got = f"{len(missing)} missing, such as {', '.join(missing[:3])}"
@@ -54,6 +58,14 @@ def checked_kind(network: nn.Module, folder: str, kinds: tuple[str, ...]) -> Non
             key=f"{KEY}.folder",
             got=f"{folder}: {network.config.model_type}",
             allowed=kinds,
+        )
+
+
+def check_dtype(dtype: Dtype, is_trained: bool) -> None:
+    if is_trained and dtype != "float32":
+        remedy = "set dtype=float32; trainer.precision decides what training computes in"
+        raise ConfigError(
+            "the weights of an encoder that is trained are float32", key=f"{KEY}.dtype", got=dtype, remedy=remedy
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vdm.checkpoint import load_weights
 from vdm.conditions.encoders.base import DTYPES, Dtype, TextEncoder, TextTokens
-from vdm.conditions.encoders.local import KEY, open_clip_module
+from vdm.conditions.encoders.local import KEY, check_dtype, open_clip_module
 from vdm.errors import ConfigError, suggest
 
 LOCAL = "local-dir:"
@@ -50,6 +50,7 @@ class OpenClipEncoder(TextEncoder):
         is_trained: bool,
     ):
         open_clip = open_clip_module()
+        check_dtype(dtype, is_trained)
         config = _config(open_clip, model)
         text = config["text_cfg"]
         published = {} if model.startswith(LOCAL) else open_clip.get_pretrained_cfg(model, weights)

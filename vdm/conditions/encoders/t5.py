@@ -19,7 +19,7 @@ class T5Encoder(TextEncoder):
     """Its positions are relative: `length` is a choice."""
 
     def __init__(self, *, folder: str, length: PositiveInt, dtype: Dtype, is_trained: bool):
-        words, network = from_folder(folder, dtype)
+        words, network = from_folder(folder, dtype, is_trained)
         checked_kind(network, folder, ("t5", "mt5", "umt5"))
         super().__init__(width=network.config.d_model, length=length, is_trained=is_trained)
         self.dtype = dtype

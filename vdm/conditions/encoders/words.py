@@ -31,7 +31,8 @@ shrinking shrank contract contracts contracted contracting get gets got getting 
 rotates rotated rotating spin spins spun spinning turn turns turned turning blink blinks blinked blinking flash flashes
 flashed flashing flicker flickers flickered flickering appear appears appeared appearing disappear disappears
 disappeared disappearing vanish vanishes vanished vanishing come comes coming came show shows shown showing visible
-invisible view closer approach approaches approached approaching head heads headed heading leave leaves left leaving go
+happen happens happening stripes checks invisible view closer approach approaches approached approaching head heads
+headed heading leave leaves left leaving go
 goes gone going went retreat retreats retreated retreating orbit orbits orbited orbiting revolve revolves revolved
 revolving follow follows followed following trail trails trailed trailing chase chases chased chasing stay stays stayed
 staying remain remains remained remaining rest rests rested resting keep keeps kept keeping place contain contains see
@@ -68,7 +69,8 @@ car cars bus truck train trains bike bicycle motorcycle boat boats ship ships pl
 rocket road roads street streets highway bridge traffic city town village building buildings house houses home room
 kitchen bathroom bedroom office school hospital church temple castle tower shop store market restaurant cafe bar park
 garden beach sea ocean lake river waterfall water wave island mountain mountains hill valley cliff rock rocks stone
-sand desert forest jungle tree trees leaf grass field fields flower flowers rose plant plants sky cloud clouds sun sunset
+sand desert forest jungle tree trees leaf grass field fields flower flowers rose plant plants sky cloud clouds sun
+sunset
 sunrise moon night day morning evening rain snow snowy wind storm lightning fire smoke fog ice space earth planet galaxy
 nature landscape scenery horizon spring summer autumn winter season weather
 table chair chairs sofa bed desk floor wall window windows door doors roof stairs lamp mirror box bag bottle cup glass
