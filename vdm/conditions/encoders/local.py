@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vdm.conditions.encoders.base import DTYPES, Dtype
-from vdm.errors import ConfigError, RunError, UserError
+from vdm.conditions.presence import package_is_absent, text_folders
+from vdm.errors import ConfigError, RunError
 
 KEY = "condition.text.encoder"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer_config.json")
 
 
 def from_folder(folder: str, dtype: Dtype, is_trained: bool) -> tuple[Any, nn.Module]:
@@ -25,8 +25,8 @@ def from_folder(folder: str, dtype: Dtype, is_trained: bool) -> tuple[Any, nn.Mo
         from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
         from transformers import logging as its_logging
     except ImportError:
-        raise _absent("transformers", "diffusers") from None
-    weights, tokenizer = _parts(Path(folder))
+        raise package_is_absent("transformers", "diffusers", KEY) from None
+    weights, tokenizer = text_folders(Path(folder), KEY)
     verbosity = its_logging.get_verbosity()
     its_logging.set_verbosity_error()  # it reports the image half of CLIP as a problem; what matters is checked below
     try:
@@ -88,27 +88,5 @@ def open_clip_module() -> Any:
     try:
         import open_clip
     except ImportError:
-        raise _absent("open_clip", "clip") from None
+        raise package_is_absent("open_clip", "clip", KEY) from None
     return open_clip
-
-
-def _parts(folder: Path) -> tuple[Path, Path]:
-    if (folder / "text_encoder").is_dir():
-        weights, tokenizer = folder / "text_encoder", folder / "tokenizer"
-    else:
-        weights = tokenizer = folder
-    for path, names in ((weights, ("config.json",)), (tokenizer, TOKENIZER_FILES)):
-        if not any((path / name).is_file() for name in names):
-            raise ConfigError(
-                "no text encoder is found here",
-                key=f"{KEY}.folder",
-                got=f"{path} has no {' or '.join(names)}",
-                remedy="download the model's folder once, where there is a network, and name it here; "
-                "a diffusers folder with text_encoder and tokenizer in it will do",
-            )
-    return weights, tokenizer
-
-
-def _absent(package: str, extra: str) -> UserError:
-    remedy = f"pip install -e .[{extra}], or use condition=text, which needs nothing"
-    return ConfigError(f"this text encoder needs the package {package}", key=KEY, remedy=remedy)

@@ -54,6 +54,7 @@ class OpenClipEncoder(TextEncoder):
         config = _config(open_clip, model)
         text = config["text_cfg"]
         published = {} if model.startswith(LOCAL) else open_clip.get_pretrained_cfg(model, weights)
+        file = _find(open_clip, model, weights, folder, published)
         super().__init__(width=text["width"], length=text.get("context_length", 77), is_trained=is_trained)
         self.model, self.layer, self.dtype = model, layer, dtype
         quick_gelu = config.get("quick_gelu", False) or published.get("quick_gelu", False)
@@ -61,7 +62,7 @@ class OpenClipEncoder(TextEncoder):
             embed_dim=config["embed_dim"], vision_cfg=NO_VISION, text_cfg=text, quick_gelu=quick_gelu
         ).text
         network.text_projection = None  # of the pooled vector, which nobody reads
-        load_weights(network, _text_half(_find(open_clip, model, weights, folder, published)), source=f"{KEY}.weights")
+        load_weights(network, _text_half(file), source=f"{KEY}.weights")
         if layer == "penultimate":
             network.transformer.resblocks = network.transformer.resblocks[:-1]
         self.words = open_clip.get_tokenizer(model)
