@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+from multiprocessing import forkserver
 
 import hydra
 import pytest
@@ -26,6 +27,13 @@ def settings(root, output, workers):
         f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1",
         "callbacks.checkpoint.every=3", "callbacks.validation.every=8", "callbacks.samples.every=0", "callbacks.checkpoint.finish_batches=2",
     ]  # fmt: skip
+
+
+def train_afresh(*arguments):
+    """A forked process inherits the handle of its parent's fork server, which a process of its own would not have."""
+    server = forkserver._forkserver
+    server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+    train(*arguments)
 
 
 def train(root, output, workers):
@@ -64,7 +72,7 @@ def train_and_die(root, output, workers, step, moment):
             save(folder, content, step=step)
 
         checkpoint.save = dying_save
-    train(root, output, workers)
+    train_afresh(root, output, workers)
 
 
 def losses_of(run):
@@ -91,7 +99,7 @@ def interrupted(shapes_root, output, workers, count):
         process.start()
         process.join(240)
         assert process.exitcode == -signal.SIGKILL, f"{moment} {step}: exit code {process.exitcode}"
-    process = fork.Process(target=train, args=(shapes_root, output, workers))
+    process = fork.Process(target=train_afresh, args=(shapes_root, output, workers))
     process.start()
     process.join(240)
     assert process.exitcode == 0

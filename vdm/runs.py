@@ -36,7 +36,17 @@ NOT_IDENTITY_OF_TRAINER = (
     "strategy",
     "log_every_n_steps",
 )
-NOT_IDENTITY_OF_DATA = ("root", "num_workers", "prefetch", "sample_timeout", "quarantine", "val_batch_size", "cache")
+NOT_IDENTITY_OF_DATA = (
+    "root",
+    "num_workers",
+    "prefetch",
+    "sample_timeout",
+    "quarantine",
+    "cache",
+    "resume_with_other_data",
+    "max_broken",
+    "backend",
+)
 STEP = re.compile(r"step-(\d{8})")
 
 

@@ -56,6 +56,9 @@ def encode_mp4(
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.thread_count = 1
         stream.options = {"crf": str(crf), "preset": preset, "g": str(gop), "bf": "0", "threads": "1"}
+        # Without scene cuts every keyframe is a clean place to start decoding; without the in-loop filter and arithmetic
+        # coding a clip is read a third faster, for a sixth more bytes.
+        stream.options |= {"sc_threshold": "0", "tune": "fastdecode"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -113,7 +116,7 @@ def decode(source: bytes | str | Path, *, indices: Iterable[int] | None = None, 
     return np.stack(out)
 
 
-def _decode_at(source: bytes | str | Path, indices: list[int]) -> np.ndarray:
+def _decode_at(source: bytes | str | Path, indices: list[int], *, in_groups: bool = True) -> np.ndarray:
     """Decodes only the groups of pictures that hold a wanted frame, each from its keyframe on."""
     if not indices or indices[0] < 0 or any(b <= a for a, b in zip(indices, indices[1:], strict=False)):
         raise ValueError(f"expected increasing indices from 0, got {indices}")
@@ -128,8 +131,11 @@ def _decode_at(source: bytes | str | Path, indices: list[int]) -> np.ndarray:
             raise DataError("the video ends too early", got=f"{len(shown)} frames", allowed=allowed)
         rows = {pts: row for pts, row in zip(np.sort(shown)[indices].tolist(), range(len(indices)), strict=True)}
         # Where frames are reordered, those beside a keyframe may need the group before it.
-        in_order = all(a < b for a, b in zip(shown, shown[1:], strict=False))
-        for packet in [*(_needed(packets, rows) if in_order else packets), None]:  # None: hand out the frames held back
+        in_groups = in_groups and all(a < b for a, b in zip(shown, shown[1:], strict=False))
+        for packet in [
+            *(_needed(packets, rows) if in_groups else packets),
+            None,
+        ]:  # None: hand out the frames held back
             for frame in stream.codec_context.decode(packet):
                 row = rows.get(frame.pts)
                 if row is None:
@@ -139,6 +145,8 @@ def _decode_at(source: bytes | str | Path, indices: list[int]) -> np.ndarray:
                 if rgb.shape != out.shape[1:]:
                     raise DataError("the frame size changes within the video")
                 out[row], filled = rgb, filled + 1
+    if in_groups and filled != len(indices):
+        return _decode_at(source, indices, in_groups=False)  # a keyframe that needs what is before it
     if out is None or filled != len(indices):
         raise DataError("the video ends too early", got=f"{filled} frames", allowed=f"{len(indices)} frames")
     return out

@@ -203,3 +203,9 @@ def test_any_size_covers_any_size(size):
         out = CoverCrop(*size)(frame_of(np.full((height, width, 3), 90, np.uint8)))
         assert out.shape == (*size, 3)
         assert np.abs(out.astype(int) - 90).max() <= 1
+
+
+def test_keyframes_that_need_earlier_frames_are_no_obstacle():
+    noise = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    mp4 = video.encode_mp4(noise, 7.5, gop=100)
+    np.testing.assert_array_equal(video.decode(mp4, indices=[5, 8]), video.decode(mp4)[[5, 8]])
