@@ -155,7 +155,9 @@ def test_t5_equals_transformers_and_hides_padding(t5_folder):
         read = words(caption, truncation=True, max_length=12, return_tensors="pt")
         n = read.input_ids.shape[1]
         assert mask[row].sum() == n
-        torch.testing.assert_close(values[row, :n], theirs(**read).last_hidden_state[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            values[row, :n], theirs(read.input_ids, read.attention_mask).last_hidden_state[0], rtol=0, atol=1e-5
+        )
     assert mask[1].sum() == 1, "of the empty caption the end is seen"
 
 
@@ -326,6 +328,10 @@ def test_open_clip_mistakes(open_clip, tmp_path):
 
 
 def test_open_clip_from_its_own_folder(open_clip, tmp_path):
+    for content in ("{", "[]", '{"model_cfg": {"text_cfg": {}}}'):
+        (tmp_path / "open_clip_config.json").write_text(content)
+        with pytest.raises(ConfigError, match="no configuration of open_clip"):
+            from_open_clip("x", model=f"local-dir:{tmp_path}")
     settings = open_clip.get_model_config("tiny-text")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
     write_open_clip(open_clip, tmp_path / "w.safetensors")
@@ -393,8 +399,12 @@ def test_every_choice_passes_the_checks_and_is_built_or_says_what_is_missing(pat
     config.check_resolved(resolved)
     assert set(resolved["condition"]) == {path.stem.split("_")[0]}, "variants keep the name of their condition"
     if path.stem == "text":
-        text = instantiate(cfg.condition.text, _convert_="all")
-        assert text.say(["a red circle"]).tokens["text"].values.shape == (1, 16, text.streams["text"])
+        settings = {"_target_": "vdm.conditions.base.ConditionSet", "members": "${condition}"}
+        cfg.conditions = settings | {"joint_drop_prob": 0.0, "joint_keep_prob": 0.0}
+        config.check_resolved({"conditions": config.resolve(cfg)["conditions"]})
+        conditions = instantiate(cfg.conditions, _convert_="all")
+        said = conditions.members["text"].say(["a red circle"])
+        assert said.tokens["text"].values.shape == (1, 16, conditions.streams["text"])
         return
     with pytest.raises(InstantiationException) as caught:
         instantiate(cfg.condition.text, _convert_="all")

@@ -6,6 +6,7 @@ text-to-video. Only the text half is built and read.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -65,7 +66,7 @@ class OpenClipEncoder(TextEncoder):
         load_weights(network, _text_half(file), source=f"{KEY}.weights")
         if layer == "penultimate":
             network.transformer.resblocks = network.transformer.resblocks[:-1]
-        self.words = open_clip.get_tokenizer(model)
+        self.words = open_clip.SimpleTokenizer(context_length=self.length, **text.get("tokenizer_kwargs", {}))
         self.network = network.to(DTYPES[dtype])
 
     def to_ids(self, captions: Sequence[str]) -> TextTokens:
@@ -86,19 +87,26 @@ class OpenClipEncoder(TextEncoder):
 
 def _config(open_clip: Any, model: str) -> dict[str, Any]:
     if model.startswith(LOCAL):
-        if not (Path(model.removeprefix(LOCAL)) / "open_clip_config.json").is_file():
-            raise ConfigError("this folder has no open_clip_config.json", key=f"{KEY}.model", got=model)
-    elif model not in open_clip.list_models():
+        file = Path(model.removeprefix(LOCAL)) / "open_clip_config.json"
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            config = config.get("model_cfg", config)
+            config["text_cfg"]["width"], config["embed_dim"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                "this is no configuration of open_clip", key=f"{KEY}.model", got=f"{file}: {error!r}"
+            ) from None
+    elif model in open_clip.list_models():
+        config = open_clip.get_model_config(model)
+    else:
         names = open_clip.list_models()
-        remedy = suggest(model, names) or "ViT-L-14 and ViT-H-14 are the usual ones"
         raise ConfigError(
             "open_clip has no such model",
             key=f"{KEY}.model",
             got=model,
             allowed=f"{len(names)} names (open_clip.list_models()), or {LOCAL}<folder>",
-            remedy=remedy,
+            remedy=suggest(model, names) or "ViT-L-14 and ViT-H-14 are the usual ones",
         )
-    config = open_clip.get_model_config(model)
     text = config["text_cfg"]
     foreign = [name for name in ("hf_model_name", "hf_tokenizer_name", "embed_cls") if text.get(name)]
     if foreign or "siglip" in model.lower():
