@@ -17,7 +17,8 @@ class UserError(Exception):
         if got is not None:
             parts.append(f"  got:     {got}")
         if allowed is not None:
-            parts.append(f"  allowed: {allowed if isinstance(allowed, str) else ', '.join(map(str, allowed))}")
+            is_list = isinstance(allowed, Iterable) and not isinstance(allowed, str)
+            parts.append(f"  allowed: {', '.join(map(str, allowed)) if is_list else allowed}")
         if remedy:
             parts.append(f"  remedy:  {remedy}")
         super().__init__("\n".join(parts))

@@ -21,7 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vdm import config
+from vdm import config, lineage
 from vdm.errors import ConfigError, UserError, suggest
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -31,6 +31,8 @@ USER_ERROR = 2
 def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run `task` on the configuration composed from `conf/<config_name>.yaml` and the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra otherwise prints and exits by itself
+    # Threads that wait for each other spin, and where the cores are shared that made a training step ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _log_to_stderr()
 
     failed = False
@@ -39,6 +41,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     def checked(cfg: DictConfig) -> Any:
         nonlocal failed
         try:
+            lineage.adopt(cfg)
             config.check(cfg, _top_level(config_name))
             return task(cfg)
         except (
