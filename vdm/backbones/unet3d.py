@@ -315,7 +315,8 @@ def _fitting(concat: Tensor, x: Tensor) -> Tensor:
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """What the body computes in: the dtype of automatic mixed precision where it is on."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if mixed else x.dtype
 
 
 def _same_width(key: str, opened: int, got: int) -> None:

@@ -33,8 +33,12 @@ def norm_conv(
     """`conv(dropout(silu(norm(x)))) + add` for x `b h w c`. `scale_shift`, `b 2c`, modulates what the norm gives."""
     weight, bias = _cast(conv.weight, x), _cast(conv.bias, x)
     gain, offset = _affine(norm, scale_shift)
+    if dropout:
+        weight = weight / (1 - dropout)  # what is kept grows, here instead of in every activation
     if torch.compiler.is_compiling():
-        activated = F.dropout(F.silu(_normalise(x, gain, offset, norm.num_groups, norm.eps)), dropout, dropout > 0)
+        activated = F.silu(_normalise(x, gain, offset, norm.num_groups, norm.eps))
+        if dropout:
+            activated = activated * (torch.rand_like(activated) >= dropout)
         out = F.conv2d(activated.permute(0, 3, 1, 2), weight, bias, padding=conv.padding)
     else:
         out = _GroupNormThen.apply(
@@ -92,26 +96,26 @@ class _GroupNormThen(torch.autograd.Function):
         if silu:
             F.silu(activated, inplace=True)
         if mask is not None:
-            activated.mul_(mask).mul_(1 / (1 - dropout))
+            activated.mul_(mask)
         ctx.save_for_backward(x, gain, scale, shift, mean, rstd, mask, weight)
-        ctx.settings = (groups, padding, dropout, silu, bias is not None)
+        ctx.settings = (groups, padding, silu, bias is not None)
         return _product(activated, weight, bias, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, gain, scale, shift, mean, rstd, mask, weight = ctx.saved_tensors
-        groups, padding, dropout, silu, has_bias = ctx.settings
+        groups, padding, silu, has_bias = ctx.settings
         normalised = _apply(x, scale, shift)
         activated = F.silu(normalised) if silu else normalised
         if mask is not None:
-            activated.mul_(mask).mul_(1 / (1 - dropout))
+            activated.mul_(mask)
         d_activated, d_weight, d_bias = _product_backward(
             grad, activated, weight, padding, ctx.needs_input_grad[3], has_bias
         )
         del activated
         if mask is not None:
-            d_activated.mul_(mask).mul_(1 / (1 - dropout))
+            d_activated.mul_(mask)
         d_normalised = aten.silu_backward(d_activated, normalised) if silu else d_activated
         d_x, d_gain, d_offset = _group_norm_backward(d_normalised, x, gain, scale, mean, rstd, groups)
         return d_x, d_gain, d_offset, d_weight, d_bias, None, None, None, None, None
