@@ -10,22 +10,20 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from vdm import checkpoint, config, runs
-from vdm.errors import RunError
-from vdm.runs import Run
+from vdm import config, restore, runs
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Evaluate one run; returns and prints the numbers."""
-    run = _chosen_run(cfg)
-    settings = OmegaConf.to_container(OmegaConf.load(run.folder / "config.yaml"), resolve=True)
+    run = restore.chosen_run(cfg.paths.output_root, cfg.run, stage=cfg.protocol.stage, any_stage=True)
+    log.info("evaluating %s", run.name)
+    settings = restore.settings_of(run)
     protocol = instantiate(cfg.protocol)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = {name: load_network(run, settings, name).to(device) for name in protocol.needs}
+    networks = {name: restore.load_network(run, settings, name).to(device) for name in protocol.needs}
     folder = run.folder / "evaluation" / cfg.protocol.name
     metrics = {name: instantiate(node, _convert_="all") for name, node in cfg.metric.items()}
     originals = {
@@ -46,29 +44,6 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         log.info("%-20s %.4f", name, value)
     log.info("written to %s", folder)
     return numbers
-
-
-def load_network(run: Run, settings: dict[str, Any], name: str) -> nn.Module:
-    """A network of a finished run with its averaged weights. Its configuration is checked like foreign code."""
-    if name not in settings:
-        raise RunError("this run has no such network", key="run", got=f"{name} in {run.name}")
-    config.check_resolved({name: settings[name]})
-    network = instantiate(settings[name], _convert_="all")
-    tensors = checkpoint.network_weights(run.last_checkpoint(), name)
-    checkpoint.load_weights(network, tensors, source=str(run.folder))
-    return network.eval()
-
-
-def _chosen_run(cfg: DictConfig) -> Run:
-    root = cfg.paths.output_root
-    if cfg.run is not None:
-        return runs.find(root, str(cfg.run), key="run")
-    run = runs.newest_complete(root, cfg.protocol.stage)
-    if run is None:
-        remedy = f"train one (python train.py stage={cfg.protocol.stage}) or name one with run=<run>"
-        raise RunError(f"there is no complete {cfg.protocol.stage} run", key="run", got=str(root), remedy=remedy)
-    log.info("evaluating the newest complete %s run: %s", cfg.protocol.stage, run.name)
-    return run
 
 
 def _data(cfg: DictConfig, settings: dict[str, Any], extras: list[str]):

@@ -1,0 +1,117 @@
+"""Networks of a run, built again from its folder, which may be somebody else's: its configuration is foreign code.
+
+Light: torch is imported when a network is built, so that a run that is missing is said before.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vdm import config, runs
+from vdm.errors import ConfigError, RunError
+from vdm.runs import Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger(__name__)
+
+# Where the code of a group lives. A run may name nothing else there: much else in this project writes files.
+PACKAGES = {
+    "autoencoder": "vdm.autoencoder.",
+    "backbone": "vdm.backbones.",
+    "objective": "vdm.diffusion.",
+    "condition": "vdm.conditions.",
+}
+
+
+def chosen_run(output_root: str | Path, wanted: Any, *, stage: str, any_stage: bool = False) -> Run:
+    """The run that is named, or the newest complete one of a stage."""
+    if wanted is not None:
+        return runs.find(output_root, str(wanted), key="run", stage=None if any_stage else stage)
+    run = runs.newest_complete(output_root, stage)
+    if run is None:
+        remedy = f"train one (python train.py stage={stage}) or name one with run=<run>"
+        raise RunError(f"there is no complete {stage} run", key="run", got=str(output_root), remedy=remedy)
+    return run
+
+
+def settings_of(run: Run, needs: Iterable[str] = ()) -> dict[str, Any]:
+    """The configuration a run was made with. Read as data: it is written with everything in it replaced."""
+    path = run.folder / "config.yaml"
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError("the configuration of the run cannot be read", key="run", got=f"{path}: {reason}") from None
+    absent = [name for name in needs if name not in settings] if isinstance(settings, dict) else ["settings"]
+    if absent:
+        got = f"{path} has no {', '.join(absent)}"
+        raise RunError("the configuration of the run is empty or cut off", key="run", got=got)
+    return settings
+
+
+def checked(settings: Mapping[str, Any], name: str, run: Run) -> Any:
+    """The settings of one group of a run, if they are safe to build."""
+    if name not in settings:
+        raise RunError("this run has no such network", key="run", got=f"{name} in {run.name}")
+    node = settings[name]
+    for key, value in _walk(node, name):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError("a run is written without references", key=key, got=value)
+        if key.endswith("._target_") and name in PACKAGES:
+            _check_origin(value, key, PACKAGES[name])
+    config.check_resolved({name: node})
+    # The weights of a run are in its checkpoint; the public ones that it began with may be gone.
+    return {**node, "pretrained": None} if isinstance(node, dict) and node.get("pretrained") is not None else node
+
+
+def load_network(
+    run: Run, settings: Mapping[str, Any], name: str, *, folder: Path | None = None, averaged: bool = True
+) -> nn.Module:
+    """A network of a run with its averaged weights, from its last checkpoint or the one in `folder`."""
+    from hydra.utils import instantiate
+
+    from vdm import checkpoint
+
+    network = instantiate(checked(settings, name, run), _convert_="all")
+    tensors = checkpoint.network_weights(folder or run.last_checkpoint(), name, averaged=averaged)
+    checkpoint.load_weights(network, tensors, source=str(run.folder))
+    return network.eval()
+
+
+def _check_origin(target: Any, key: str, package: str) -> None:
+    """The name is defined in a module of the package: not elsewhere, and not merely imported there."""
+    module, _, name = str(target).rpartition(".")
+    if str(target).startswith(package) and "._" not in target and name in _defined_in(module):
+        return
+    raise ConfigError("this code may not be named by a run", key=key, got=target, allowed=[f"{package}*"])
+
+
+def _defined_in(module: str) -> set[str]:
+    root = importlib.util.find_spec("vdm")
+    path = Path(root.origin).parents[1].joinpath(*module.split(".")).with_suffix(".py")
+    if not path.is_file():
+        return set()
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+
+
+def _walk(node: Any, key: str) -> Iterable[tuple[str, Any]]:
+    yield key, node
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield f"{key}[a key]", name
+            yield from _walk(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _walk(value, f"{key}[{position}]")

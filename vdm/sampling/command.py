@@ -1,0 +1,283 @@
+"""The sampling command: what is asked for, less what is there, in batches that fit, each clip written when it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from vdm import checkpoint, config, restore, runs
+from vdm.autoencoder.tiling import Tiling
+from vdm.diffusion.guidance import Guidance, classifier_free
+from vdm.errors import ConfigError, RunError, UserError
+from vdm.runs import Run
+from vdm.sampling import files
+from vdm.sampling.model import TextToVideo, free_memory, is_out_of_memory
+from vdm.sampling.request import STAGE, Order, orders, parse_size, share
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DECIDES_THE_FILE = ("format", "crf", "pixel_format")
+
+
+def sample(cfg: DictConfig) -> list[Path]:
+    """Make what is asked for and is not there; returns the files of this process."""
+    settings = config.resolve(cfg)
+    rank = share([])[1]
+    try:
+        return _sample(settings, rank)
+    except KeyboardInterrupt:
+        log.warning("stopped; the same command goes on from here")
+        sys.exit(130)
+    except UserError as error:
+        if rank:  # the launcher speaks for the first process only
+            log.error("process %d: %s", rank, error)
+        raise
+
+
+def _sample(asked: dict[str, Any], rank: int) -> list[Path]:
+    run = restore.chosen_run(asked["paths"]["output_root"], asked["run"], stage=STAGE)
+    folder = _checkpoint(run, asked["step"])
+    if rank == 0:
+        unfinished = "" if run.state == "complete" else f" ({run.state}: not trained to its end)"
+        log.info("sampling from %s, %s%s", run.name, folder.name, unfinished)
+    device = _device(asked["device"])
+    precision = _precision(asked["precision"], device)
+    facts = _facts(asked, run, folder, precision)
+    everything = orders(**{name: asked[name] for name in ("prompt", "prompts", "num", "names")})
+    output = _output(asked, run, facts, everything)
+    waiting, rank, world = share(everything)
+    mine = [output / f"{order.name}.{asked['format']}" for order in waiting]
+    todo = [order for order in waiting if not _is_done(order, output, facts, asked["overwrite"])]
+    if len(todo) < len(waiting):
+        log.info("%d of %d are there already", len(waiting) - len(todo), len(waiting))
+    if todo:
+        model = TextToVideo.of_run(run, folder, averaged=asked["ema"], device=device, precision=PRECISIONS[precision])
+        if rank == 0 and model.conditions.names != model.heard:
+            unsaid = sorted(set(model.conditions.names) - set(model.heard))
+            log.warning("nothing is said to these conditions of the model: %s", ", ".join(unsaid))
+        if rank == 0 and not model.heard:
+            log.warning("this model hears no text: every prompt gives samples of everything it knows")
+        _make_all(model, todo, asked, facts, output, rank)
+    if rank == 0:
+        log.info("%d samples in %s", len(everything), output)
+    return mine
+
+
+def _make_all(
+    model: TextToVideo, todo: list[Order], asked: dict[str, Any], facts: dict[str, Any], output: Path, rank: int
+) -> None:
+    shape = model.latent_shape(facts["frames"], *facts["size"])
+    guidance = classifier_free(
+        model.heard, asked["guidance"], rescale=asked["guidance_rescale"], interval=tuple(asked["guidance_interval"])
+    )
+    model.say_instead(asked["negative_prompt"])
+    if asked["tiling"] is not None:
+        model.decode_in_tiles(Tiling(**asked["tiling"]))
+    record = facts | {
+        "encoders": model.conditions.fingerprint(),
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+        "made_by": runs.provenance(),
+    }
+    sampler = instantiate(asked["sampler"], _convert_="all")
+    size, batched = asked["batch_size"], True
+    with _bar(len(todo), rank) as advance:
+        while todo:
+            batch, latents = todo[:size], None
+            try:
+                latents = _latents(model, batch, shape, sampler, guidance, batched, facts, advance)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if latents is None:  # out of the handler, which keeps alive what filled the memory
+                free_memory()
+                if size == 1 and not batched:
+                    remedy = "fewer frames, a smaller size, or precision=bf16"
+                    raise RunError("one clip does not fit into memory", key="frames, size", remedy=remedy)
+                size, batched = (max(min(size, len(batch)) // 2, 1), True) if len(batch) > 1 else (1, False)
+                said = f"batch_size={size}" if batched else "one branch of guidance at a time"
+                log.warning("out of memory: going on with %s", said)
+                continue
+            for order, latent in zip(batch, latents, strict=True):
+                _write(order, _decoded(model, latent), asked, record, output)
+            todo = todo[len(batch) :]
+
+
+def _latents(
+    model: TextToVideo,
+    batch: Sequence[Order],
+    shape: Any,
+    sampler: Any,
+    guidance: Guidance,
+    batched: bool,
+    facts: dict[str, Any],
+    advance: Any,
+) -> Tensor:
+    return model.latents(
+        [order.prompt for order in batch],
+        [order.key for order in batch],
+        seed=facts["seed"],
+        shape=shape,
+        fps=facts["fps"],
+        sampler=sampler,
+        guidance=guidance,
+        batched=batched,
+        callback=lambda *, step, num_steps, latent, clean: advance(len(batch), step, num_steps),
+    )
+
+
+def _decoded(model: TextToVideo, latent: Tensor) -> Tensor:
+    """One clip at a time: its frames are what takes the memory."""
+    try:
+        return model.frames(latent)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    remedy = (
+        "decode in tiles: 'tiling={tile: [16, 128, 128], overlap: [4, 32, 32], exact_norm: false}', or smaller ones"
+    )
+    raise RunError("the decoder does not fit into memory", key="tiling", remedy=remedy)
+
+
+# ---- what there is, and what is written ---------------------------------------------------------------------------------
+
+
+def _facts(asked: dict[str, Any], run: Run, folder: Path, precision: str) -> dict[str, Any]:
+    """Everything that decides a sample, besides its prompt and key."""
+    data = restore.settings_of(run, needs=restore.PACKAGES).get("data") or {}
+    clip, store = data.get("clip") or {}, data.get("store") or {}
+    size = parse_size(asked["size"]) if asked["size"] is not None else (clip.get("height"), clip.get("width"))
+    frames = asked["frames"] or clip.get("frames")
+    fps = asked["fps"] or (store.get("fps") or 8.0) / (clip.get("frame_stride") or 1)
+    for key, value in (("frames", frames), ("size", size[0]), ("size", size[1])):
+        if not isinstance(value, int):
+            raise ConfigError("the run does not say how it was trained", key=key, got="null", remedy=f"give {key}=")
+    stored = checkpoint.read_manifest(folder)["files"]
+    kinds = ("weights", "ema") if asked["ema"] else ("weights",)
+    networks = {name: fact["sha256"] for name, fact in stored.items() if name.split("/")[0] in kinds}
+    return {
+        "run": run.name,
+        "checkpoint": folder.name,
+        "weights": networks,
+        "sampler": asked["sampler"],
+        **{name: asked[name] for name in ("seed", "negative_prompt", "guidance", "guidance_rescale")},
+        **{name: asked[name] for name in ("guidance_interval", "ema", "tiling", *DECIDES_THE_FILE)},
+        "frames": frames,
+        "size": list(size),
+        "fps": float(fps),
+        "precision": precision,
+    }
+
+
+def _output(asked: dict[str, Any], run: Run, facts: dict[str, Any], everything: Sequence[Order]) -> Path:
+    """A folder of its own for each choice of settings, so that nothing old is in the way."""
+    if asked["output"] is not None:
+        return Path(str(asked["output"]))
+    numbered = [order.key for order in everything] if asked["names"] == "index" else None
+    text = json.dumps([facts, asked["names"], numbered], sort_keys=True)
+    return run.folder / "generated" / hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _is_done(order: Order, output: Path, facts: dict[str, Any], overwrite: bool) -> bool:
+    """Whether this very sample is there. Another one in its place is not lost unasked."""
+    beside = output / f"{order.name}.json"
+    if overwrite or not beside.exists():
+        return False
+    try:
+        record = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    wanted = _named(order) | facts
+    other = [name for name, value in wanted.items() if record.get(name) != value]
+    if not other:
+        return (output / f"{order.name}.{facts['format']}").exists()
+    raise RunError(
+        "another sample has this name",
+        key="output",
+        got=f"{beside}, made with another {', '.join(other[:4])}",
+        remedy="set output=<another folder>, names=key, or overwrite=true",
+    )
+
+
+def _named(order: Order) -> dict[str, Any]:
+    return {"prompt": order.prompt, "key": order.key}
+
+
+def _write(order: Order, frames: Tensor, asked: dict[str, Any], record: dict[str, Any], output: Path) -> None:
+    """The record comes last: where it is, the clip is."""
+    choice = {name: asked[name] for name in DECIDES_THE_FILE}
+    content = files.encoded(frames.numpy(), record["fps"], **choice)
+    files.write_whole(output / f"{order.name}.{asked['format']}", content)
+    text = json.dumps(_named(order) | record, indent=2, ensure_ascii=False, default=str)
+    files.write_whole(output / f"{order.name}.json", (text + "\n").encode())
+
+
+# ---- the machine ----------------------------------------------------------------------------------------------------------
+
+
+def _checkpoint(run: Run, step: int | None) -> Path:
+    if step is None:
+        return run.last_checkpoint()
+    found = {int(path.name.rpartition("-")[2]): path for path in run.checkpoints()}
+    if step not in found:
+        raise RunError("the run has no checkpoint of this step", key="step", got=step, allowed=sorted(found))
+    return found[step]
+
+
+def _device(wanted: str) -> torch.device:
+    present = torch.cuda.is_available()
+    if wanted == "cuda" and not present:
+        raise ConfigError("no GPU is visible to torch", key="device", got=wanted, allowed="cpu, auto")
+    if wanted == "cpu" or not present:
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    device = torch.device("cuda", local % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+@contextmanager
+def _bar(total: int, rank: int) -> Iterator[Any]:
+    """A bar on a terminal, lines elsewhere. It moves with every denoising step."""
+    done = 0.0
+    if rank == 0 and sys.stderr.isatty():
+        columns = (TextColumn("[bold]samples"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task("samples", total=total)
+
+            def move(clips: int, step: int, num_steps: int) -> None:
+                nonlocal done
+                bar.update(task, completed=int(done + clips * step / num_steps))
+                done += clips if step == num_steps else 0
+
+            yield move
+    else:
+
+        def say(clips: int, step: int, num_steps: int) -> None:
+            nonlocal done
+            if step == num_steps:
+                done += clips
+                log.info("sample %d/%d", done, total)
+
+        yield say
