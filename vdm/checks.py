@@ -28,6 +28,38 @@ def clip_fits_stride(*, autoencoder: Mapping[str, Any], frames: int, height: int
             )
 
 
+def autoencoder_is_trained(*, autoencoder: Mapping[str, Any], init: Mapping[str, str | None]) -> None:
+    """Latents of an autoencoder that nobody trained mean nothing."""
+    if init.get("autoencoder") is None and not autoencoder.get("pretrained"):
+        raise ConfigError(
+            "the diffusion model needs a trained autoencoder",
+            key="init.autoencoder",
+            got="null",
+            allowed="auto, or a run of stage=autoencoder; null only together with autoencoder.pretrained",
+            remedy="leave out init.autoencoder, or set autoencoder=kl2d autoencoder.pretrained=<folder>",
+        )
+
+
+def latent_fits_backbone(
+    *, autoencoder: Mapping[str, Any], backbone: Mapping[str, Any], height: int, width: int
+) -> None:
+    """A U-Net halves the latent between its levels."""
+    spatial = 2 ** (len(autoencoder["multipliers"]) - 1)
+    stride = autoencoder.get("stride", (1, spatial, spatial))
+    halvings = 2 ** (len(backbone["multipliers"]) - 1)
+    for key, size, step in (("height", height, stride[1]), ("width", width, stride[2])):
+        unit = step * halvings
+        if size % unit:
+            below, above = size // unit * unit, (size // unit + 1) * unit
+            raise ConfigError(
+                f"the autoencoder reduces {key} by {step} and the backbone by {halvings} more, which does not divide the clip",
+                key=f"data.clip.{key}",
+                got=size,
+                allowed=f"multiples of {unit}",
+                remedy=f"set data.clip.{key}={below or above}, or backbone.multipliers with fewer levels (backbone=tiny has two)",
+            )
+
+
 def steps_are_given(*, max_steps: int, max_epochs: int | None) -> None:
     """Training is counted in steps: the data is an endless stream."""
     if max_steps < 1:

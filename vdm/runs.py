@@ -27,7 +27,7 @@ from typing import Any
 
 from vdm.errors import ConfigError, RunError, suggest
 
-NOT_IDENTITY = ("paths", "logger", "callbacks", "hydra", "resume", "run", "debug", "checks", "experiment")
+NOT_IDENTITY = ("paths", "logger", "callbacks", "hydra", "resume", "run", "debug", "checks", "experiment", "sampler")
 NOT_IDENTITY_OF_TRAINER = (
     "max_steps",
     "accelerator",
@@ -47,13 +47,19 @@ NOT_IDENTITY_OF_DATA = (
     "max_broken",
     "backend",
 )
+NOT_IDENTITY_OF_STAGE = ("previews",)
 STEP = re.compile(r"step-(\d{8})")
 
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Eight letters that depend on what decides the result, and on nothing else."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    for group, ignored in (("trainer", NOT_IDENTITY_OF_TRAINER), ("data", NOT_IDENTITY_OF_DATA)):
+    ignoring = {
+        "trainer": NOT_IDENTITY_OF_TRAINER,
+        "data": NOT_IDENTITY_OF_DATA,
+        "stage": NOT_IDENTITY_OF_STAGE,
+    }
+    for group, ignored in ignoring.items():
         if isinstance(kept.get(group), Mapping):
             kept[group] = {key: value for key, value in kept[group].items() if key not in ignored}
     root = str((config.get("paths") or {}).get("data_root", ""))
@@ -119,7 +125,11 @@ def locate(config: Mapping[str, Any], *, stage: str, data: str) -> Run:
     chosen = (config.get("run") or {}).get("id")
     id_is_a_name(id=chosen)
     name = str(chosen) if chosen is not None else f"{stage}-{data}-{run_id(config)}"
-    return Run(Path(config["paths"]["output_root"]).absolute() / name)
+    return Run(folder_of(config, name))
+
+
+def folder_of(config: Mapping[str, Any], name: str) -> Path:
+    return Path(config["paths"]["output_root"]).absolute() / name
 
 
 def lock(run: Run):
@@ -216,9 +226,9 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def parents_exist(*, output_root: str, init: Mapping[str, str | None]) -> None:
-    """Every run named in `init` is there and holds weights."""
+    """Every run named in `init` is there and holds weights; `auto` has been replaced by a name before (vdm/lineage.py)."""
     for network, wanted in init.items():
-        if wanted is not None:
+        if wanted not in (None, "auto"):
             find(output_root, str(wanted), key=f"init.{network}")
 
 

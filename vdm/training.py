@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from vdm import checkpoint, config, runs
+from vdm import checkpoint, config, lineage, runs
 from vdm.callbacks.checkpoint import FolderCheckpointIO
 from vdm.errors import ConfigError, RunError
 from vdm.metrics_file import MetricsFile
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 def train(cfg: DictConfig) -> float | None:
     """Train one stage; returns the optimised metric for sweepers."""
+    lineage.adopt(cfg)
     resolved = config.resolve(cfg)
     settings = {key: value for key, value in resolved.items() if key != "hydra"}
     run = runs.locate(settings, stage=settings["stage"]["name"], data=settings["data"]["name"])
@@ -87,7 +88,7 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
     datamodule.run_folder = run.folder
     datamodule.setup("fit")
     stage: Stage = instantiate(cfg.stage, _convert_="all")
-    lineage = _load_parents(stage, settings) if start is None else run.info.get("lineage", [])
+    parents = _load_parents(stage, settings) if start is None else run.info.get("lineage", [])
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
     for callback in callbacks:
         callback.run = run
@@ -107,7 +108,7 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
         num_sanity_val_steps=0,
     )
     if leader:
-        _record_start(cfg, settings, run, lineage, datamodule, resumed_step)
+        _record_start(cfg, settings, run, parents, datamodule, resumed_step)
     with contextlib.suppress(SIGTERMException):  # Lightning raises it after the callback has saved
         trainer.fit(stage, datamodule=datamodule, ckpt_path=None if start is None else str(start), weights_only=True)
     done = stage.step >= trainer.max_steps
@@ -160,7 +161,7 @@ def _loggers(cfg: DictConfig, run: Run, resumed_step: int | None, leader: bool) 
 
 def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Put the weights of the runs named in `init` into the stage's networks of the same names."""
-    lineage = []
+    parents = []
     for network, wanted in (settings.get("init") or {}).items():
         if wanted is None:
             continue
@@ -170,14 +171,14 @@ def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]
         report = checkpoint.load_weights(getattr(stage, network), tensors, source=f"init.{network}")
         digest = checkpoint.read_manifest(folder)["files"][f"weights/{network}.safetensors"]["sha256"]
         log.info("%s starts from %s (%s): %s", network, parent.name, folder.name, report)
-        lineage.append({"network": network, "run": parent.name, "checkpoint": folder.name, "sha256": digest})
-    return lineage
+        parents.append({"network": network, "run": parent.name, "checkpoint": folder.name, "sha256": digest})
+    return parents
 
 
-def _record_start(cfg, settings, run: Run, lineage, datamodule, resumed_step: int | None) -> None:
+def _record_start(cfg, settings, run: Run, parents, datamodule, resumed_step: int | None) -> None:
     text = OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in settings.items() if key != "checks"}))
     runs.write_atomically(run.folder / "config.yaml", text)
-    facts = {"stage": settings["stage"]["name"], "data": settings["data"]["name"], "lineage": lineage}
+    facts = {"stage": settings["stage"]["name"], "data": settings["data"]["name"], "lineage": parents}
     if resumed_step is None:
         run.update(**facts, state="running", step=0, data_fingerprint=datamodule.fingerprint, **runs.provenance())
     else:
