@@ -252,7 +252,7 @@ def settings_to_diffusers(backbone: UNet3D) -> dict[str, Any]:
 
 def load_diffusers(backbone: UNet3D, folder: str | Path, *, doors: Sequence[str] = ()) -> LoadReport:
     """Fill a backbone from a diffusers folder, with a report. `doors` names those the folder may know nothing of."""
-    tensors = from_diffusers(_read_weights(Path(folder)), backbone)
+    tensors = from_diffusers(read_weights(folder), backbone)
     return load_weights(backbone, tensors, source=str(folder), allow_missing=backbone.door_keys(*doors))
 
 
@@ -275,8 +275,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise RunError("not a diffusers folder", got=f"{folder}: {error}", remedy=remedy) from None
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """Safetensors, whole or in half precision, or the older binary file, read without running code."""
+    folder = Path(folder)
     try:
         for name in (WEIGHTS, WEIGHTS.replace(".safetensors", ".fp16.safetensors")):
             if (folder / name).is_file():

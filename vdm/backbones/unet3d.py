@@ -164,9 +164,12 @@ class UNet3D(nn.Module):
         return [name for name in self.state_dict() if name.startswith(starts) or any(part in name for part in parts)]
 
     def compile_cells(self, backend: str = "inductor") -> None:
-        """Compile each cell on its own: seconds instead of minutes, and a graph break costs one cell."""
-        for cell in self.cells():
-            cell.compile(backend=backend)
+        """Compile each cell on its own, for the sizes it meets: cells of one form share their code."""
+        cells = list(self.cells())
+        limit = torch._dynamo.config.recompile_limit  # counts the cells of all forms as one function; the default is 8
+        torch._dynamo.config.recompile_limit = max(limit, 4 * len(cells))
+        for cell in cells:
+            cell.compile(backend=backend, dynamic=False)
 
     def cells(self) -> Iterator[Cell]:
         """In the order they run."""
@@ -205,16 +208,17 @@ class UNet3D(nn.Module):
         embedding = F.silu(embedding).to(dtype)  # b e
         x = _conv_frames(self.conv_in, x.to(dtype))  # b t h w c
         if prepared.concat is not None:
-            x = x + _fitting(prepared.concat, x)
+            x = x + _fitting(prepared.concat, x).to(dtype)
         if self.temporal_in is not None:
             x = self.temporal_in(x)
 
         tokens, last = iter(prepared.tokens), len(self.down) - 1
-        sights = [_sights(prepared.visible, t, (h >> i) * (w >> i), dtype) for i in range(last + 1)]
+        positions = {i: (h >> i) * (w >> i) for i in {*self.attention_levels, last}}
+        sights = {i: _sights(prepared.visible, t, p, dtype) for i, p in positions.items()}
         skips = [x]
         for index, level in enumerate(self.down):
             for cell in level.cells:
-                x = self._run(cell, index, x, embedding, next(tokens), sights[index])
+                x = self._run(cell, index, x, embedding, next(tokens), sights.get(index, {}))
                 skips.append(x)
             if level.resample is not None:
                 x = level.resample(x)
@@ -224,7 +228,7 @@ class UNet3D(nn.Module):
         for index, level in zip(range(last, -1, -1), self.up, strict=True):
             for cell in level.cells:
                 joined = torch.cat([x, skips.pop()], dim=-1)
-                x = self._run(cell, index, joined, embedding, next(tokens), sights[index])
+                x = self._run(cell, index, joined, embedding, next(tokens), sights.get(index, {}))
             if level.resample is not None:
                 x = level.resample(x)
         x = norm_conv(x.flatten(0, 1), self.norm_out, self.conv_out).unflatten(0, (b, t))

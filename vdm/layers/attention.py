@@ -111,7 +111,8 @@ class CrossAttention(nn.Module):
         for stream, given in tokens.items():
             keys, values = self.project(stream, given) if isinstance(given, Tensor) else given
             seen = sights.get(stream)
-            part = F.scaled_dot_product_attention(q, keys, values, attn_mask=None if seen is None else seen.bias)
+            bias = None if seen is None else seen.bias
+            part = F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), attn_mask=bias)
             part = part.transpose(1, 2).flatten(2)  # b (t h w) (heads d)
             if seen is not None:
                 part = part * seen.sees

@@ -36,7 +36,7 @@ class TemporalConv(nn.Module):
         for index, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             dropout = self.dropout if self.training and index else 0.0
             branch = norm_conv(branch, norm, conv, dropout=dropout, add=clip if index == last else None)
-        return branch.view(x.shape)
+        return branch.reshape(x.shape)
 
 
 class RelativePosition(nn.Module):

@@ -72,9 +72,9 @@ class SpatialBlock(nn.Module):
         super().__init__()
         self.shape = shape
         self.self_attention = SelfAttention(width=shape.inner, heads=shape.heads, head_width=shape.head_width)
-        self.temporal1 = shape.temporal_attention() if shape.interleaved else None
+        self.temporal1 = _closed(shape.temporal_attention()) if shape.interleaved else None
         self.cross_attention: CrossAttention | None = None
-        self.temporal2 = shape.temporal_attention() if shape.interleaved else None
+        self.temporal2 = _closed(shape.temporal_attention()) if shape.interleaved else None
         self.feed_forward = FeedForward(width=shape.inner, ratio=shape.ratio)
 
     def attach(self, stream: str, token_width: int) -> None:
@@ -125,6 +125,12 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.feed_forward(self.attention2(self.attention1(x)))
+
+
+def _closed(attention: TemporalAttention) -> TemporalAttention:
+    """Starts as nothing, so that a block filled with the weights of an image model still computes that model."""
+    zero_initialised(attention.to_out)
+    return attention
 
 
 def zero_initialised(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
