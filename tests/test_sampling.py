@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,7 @@ def root(tmp_path_factory):
 
 def ask(root, *overrides):
     """As the command line does: composed, checked, run."""
-    arguments = verbatim(overrides, keys=("prompt", "negative_prompt"))
+    arguments = verbatim(overrides, keys=("prompt", "negative_prompt", "prompts", "output"))
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("sample", overrides=[f"paths.output_root={root}", "sampler.num_steps=3", *arguments])
     config.check(cfg, set(cfg))
@@ -186,15 +187,20 @@ def test_text_is_encoded_once_a_prompt_and_projected_once_a_batch(root, tmp_path
     assert projected == [4, 4, 2]  # both branches of guidance
 
 
-def test_record_makes_the_sample_again(root, tmp_path):
-    first = ask(root, "prompt=a star 🦉", "num=3", f"output={tmp_path / 'a'}", "seed=5", "guidance=3")[2]
+def test_record_holds_the_command_that_makes_it_again(root, tmp_path):
+    (tmp_path / "a, b").mkdir()
+    settings = ["seed=5", "guidance=3", "sampler=ddim", "sampler.eta=0.5", "guidance_interval=[0.1,0.9]", "frames=2",
+                "size=16x24", "negative_prompt=it's, bad", "fps=12", "crf=3", "ema=false", "names=vbench",
+                "tiling={tile: [8, 16, 16], overlap: [4, 8, 8], exact_norm: false}"]  # fmt: skip
+    first = ask(root, "prompt=a star, 🦉", "num=3", f"output={tmp_path / 'a, b'}", *settings)[2]
     record = json.loads(first.with_suffix(".json").read_text())
-    assert record["prompt"] == "a star 🦉"
-    (again,) = ask(
-        root, f"prompts={first.with_suffix('.json')}", f"output={tmp_path / 'b'}", f"seed={record['seed']}",
-        f"guidance={record['guidance']}", f"run={record['run']}",
-    )  # fmt: skip
+    assert record["prompt"] == "a star, 🦉"
+    words = shlex.split(record["command"])
+    assert words[:2] == ["python", "sample.py"]
+    words = [f"output={tmp_path / 'c'}" if word.startswith("output=") else word for word in words[2:]]
+    (again,) = ask(root, *words)
     assert again.read_bytes() == first.read_bytes()
+    assert json.loads(again.with_suffix(".json").read_text())["key"] == record["key"]
 
 
 @pytest.mark.parametrize("format", ["gif", "png", "npz"])
@@ -212,6 +218,19 @@ def test_gif_keeps_colours():
         frames[i, 4:12, 4 + i * 3 : 12 + i * 3] = (220, 30, 40)
     path_bytes = files.encode_gif(frames, 8.0)
     assert np.abs(decode(path_bytes).astype(int) - frames).max() <= 4
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_is_close(root, tmp_path, precision):
+    exact = ask(root, "prompt=a star", "format=npz", f"output={tmp_path / 'a'}")[0]
+    coarse = ask(root, "prompt=a star", "format=npz", f"output={tmp_path / 'b'}", f"precision={precision}")[0]
+    frames = [np.load(path)["arr_0"].astype(int) for path in (exact, coarse)]
+    assert 0 < np.abs(frames[0] - frames[1]).mean() < 8
+
+
+def test_leading_on_a_model_that_begins_in_noise_is_warned_of(root, tmp_path, caplog):
+    ask(root, "run=model", "prompt=a star", "sampler.spacing=leading", f"output={tmp_path}")
+    assert "trailing suits it better" in caplog.text
 
 
 def test_newest_run_is_taken_and_named(root, tmp_path, caplog):
@@ -480,6 +499,10 @@ WRONG = {
     "prompt=a sampler.steps=5": ["sampler.steps", "did you mean"],
     "prompt=a format=avi": ["key:     format", "mp4"],
     "prompt=a names=title": ["key:     names", "vbench"],
+    "prompt=a fps=0": ["key:     fps", "a number > 0"],
+    "prompt=a fps=100000": ["key:     fps", "0.1 to 240"],
+    "prompt=a tiling={tile:[8,8,8]}": ["key:     tiling", "exact_norm"],
+    "prompt=a tiling={tile:[8,9,8],overlap:[0,0,0],exact_norm:false}": ["tiling", "multiples of 4"],
     "prompt=a crf=99": ["key:     crf", "51"],
     "prompt=a guidance_interval=[0.9,0.1]": ["guidance_interval", "low <= high"],
     "prompt=a seed=-1": ["key:     seed"],

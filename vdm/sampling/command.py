@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def _make_all(
     guidance = classifier_free(
         model.heard, asked["guidance"], rescale=asked["guidance_rescale"], interval=tuple(asked["guidance_interval"])
     )
-    model.say_instead(asked["negative_prompt"])
+    model.say_instead(None if asked["negative_prompt"] is None else str(asked["negative_prompt"]))
     if asked["tiling"] is not None:
         model.decode_in_tiles(Tiling(**asked["tiling"]))
     record = facts | {
@@ -94,6 +95,8 @@ def _make_all(
         "made_by": runs.provenance(),
     }
     sampler = instantiate(asked["sampler"], _convert_="all")
+    if asked["sampler"].get("spacing") == "leading" and model.ends_in_noise:
+        log.warning("this model begins in pure noise, where sampler.spacing=leading does not: trailing suits it better")
     size, batched = asked["batch_size"], True
     with _bar(len(todo), rank) as advance:
         while todo:
@@ -189,7 +192,7 @@ def _output(asked: dict[str, Any], run: Run, facts: dict[str, Any], everything: 
     if asked["output"] is not None:
         return Path(str(asked["output"]))
     numbered = [order.key for order in everything] if asked["names"] == "index" else None
-    text = json.dumps([facts, asked["names"], numbered], sort_keys=True)
+    text = json.dumps([_deciding(facts), asked["names"], numbered], sort_keys=True)
     return run.folder / "generated" / hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -202,7 +205,7 @@ def _is_done(order: Order, output: Path, facts: dict[str, Any], overwrite: bool)
         record = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
-    wanted = _named(order) | facts
+    wanted = _named(order) | _deciding(facts)
     other = [name for name, value in wanted.items() if record.get(name) != value]
     if not other:
         return (output / f"{order.name}.{facts['format']}").exists()
@@ -214,6 +217,11 @@ def _is_done(order: Order, output: Path, facts: dict[str, Any], overwrite: bool)
     )
 
 
+def _deciding(facts: dict[str, Any]) -> dict[str, Any]:
+    """Without names: the weights say which they are, wherever their run has been moved."""
+    return {name: value for name, value in facts.items() if name not in ("run", "checkpoint")}
+
+
 def _named(order: Order) -> dict[str, Any]:
     return {"prompt": order.prompt, "key": order.key}
 
@@ -223,8 +231,27 @@ def _write(order: Order, frames: Tensor, asked: dict[str, Any], record: dict[str
     choice = {name: asked[name] for name in DECIDES_THE_FILE}
     content = files.encoded(frames.numpy(), record["fps"], **choice)
     files.write_whole(output / f"{order.name}.{asked['format']}", content)
-    text = json.dumps(_named(order) | record, indent=2, ensure_ascii=False, default=str)
-    files.write_whole(output / f"{order.name}.json", (text + "\n").encode())
+    beside = output / f"{order.name}.json"
+    whole = _named(order) | record | {"command": _command(record, beside)}
+    text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
+    files.write_whole(beside, (text + "\n").encode())
+
+
+def _command(record: dict[str, Any], beside: Path) -> str:
+    """What makes this sample again, out of its record: one prompt with its own key."""
+    sampler = record["sampler"]
+    choices = {"run": record["run"], "step": int(record["checkpoint"].rpartition("-")[2]), "prompts": beside.absolute()}
+    choices["sampler"] = sampler["_target_"].rpartition(".")[2]
+    choices |= {f"sampler.{name}": value for name, value in sampler.items() if not name.startswith("_")}
+    same = ("seed", "guidance", "guidance_rescale", "guidance_interval", "negative_prompt", "frames", "fps", "ema")
+    choices |= {name: record[name] for name in (*same, "tiling", "precision", *DECIDES_THE_FILE)}
+    choices |= {"size": "x".join(map(str, record["size"])), "output": "again"}
+    words = [f"{name}={_for_hydra(value)}" for name, value in choices.items()]
+    return shlex.join(["python", "sample.py", *words])
+
+
+def _for_hydra(value: Any) -> str:
+    return str(value) if isinstance(value, str | Path) else json.dumps(value).replace('"', "")
 
 
 # ---- the machine ----------------------------------------------------------------------------------------------------------

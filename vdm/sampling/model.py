@@ -106,6 +106,12 @@ class TextToVideo:
                 )
         return self.autoencoder.latent_shape(frames, height, width)
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether nothing of a clip is left at the last timestep of training."""
+        schedule = self.objective.schedule
+        return schedule.levels(torch.tensor(schedule.first + schedule.num_timesteps - 1.0))[0].item() == 0
+
     def decode_in_tiles(self, tiling: Tiling) -> None:
         tiling.check(self.autoencoder.stride)
         self.autoencoder.tiling = tiling
@@ -170,7 +176,7 @@ class TextToVideo:
                 del self._said[next(iter(self._said))]
             batch: dict[str, Any] = {"key": [""], "caption": [prompt], "fps": torch.tensor([fps], device=self.device)}
             instead = {}
-            if self._negative is not None:
+            if self._negative is not None and not subset:
                 instead = {name: self.conditions.members[name].say([self._negative]) for name in self.heard}
             self._said[place] = self.conditions.controls_for(batch, shape, instead=instead)(subset)
         return self._said[place]

@@ -20,6 +20,7 @@ from vdm.errors import ConfigError, DataError
 STAGE = "vdm"
 KEY = re.compile(r"[A-Za-z0-9_-]{1,120}")
 LONGEST_NAME = 160  # bytes; file systems take 255, and something is added while a file is written
+SLOWEST, FASTEST = 0.1, 240.0
 PROCESS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
@@ -159,6 +160,7 @@ def is_possible(
     overwrite: bool,
     ema: bool,
     step: PositiveInt | None,
+    tiling: dict | None,
 ) -> None:
     """What can be said about a request without its run."""
     if (prompt is None) == (prompts is None):
@@ -176,10 +178,22 @@ def is_possible(
         raise ConfigError("the interval is a range", key="guidance_interval", got=guidance_interval, allowed=allowed)
     if crf > 51:
         raise ConfigError("a quality of H.264", key="crf", got=crf, allowed="0 (nothing lost) to 51")
+    if fps is not None and not SLOWEST <= fps <= FASTEST:
+        raise ConfigError("frames a second", key="fps", got=fps, allowed=f"{SLOWEST} to {FASTEST}")
+    if tiling is not None and not _is_tiling(tiling):
+        form = "{tile: [16, 128, 128], overlap: [4, 32, 32], exact_norm: false}, in frames, height, width"
+        raise ConfigError("these are no tiles", key="tiling", got=tiling, allowed=form)
     if size is not None:
         parse_size(size)
     if prompts is not None:
         read_prompts(prompts)
+
+
+def _is_tiling(tiling: dict) -> bool:
+    if set(tiling) != {"tile", "overlap", "exact_norm"} or not isinstance(tiling["exact_norm"], bool):
+        return False
+    lists = [tiling["tile"], tiling["overlap"]]
+    return all(isinstance(each, list) and len(each) == 3 and all(type(n) is int for n in each) for each in lists)
 
 
 def parse_size(size: str | int) -> tuple[int, int]:
