@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from vdm import checkpoint, config, restore
 from vdm.conditions.base import ConditionSet
-from vdm.errors import ConfigError, RunError, UserError
+from vdm.errors import RunError, UserError
 from vdm.launch import CONF
 from vdm.runs import Run
 from vdm.sampling import files
@@ -71,7 +71,7 @@ def root(tmp_path_factory):
 
 def ask(root, *overrides):
     """As the command line does: composed, checked, run."""
-    arguments = verbatim(overrides, keys=("prompt", "negative_prompt", "prompts", "output"))
+    arguments = verbatim(overrides, keys=("prompt", "negative_prompt", "prompts", "output", "run"))
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("sample", overrides=[f"paths.output_root={root}", "sampler.num_steps=3", *arguments])
     config.check(cfg, set(cfg))
@@ -296,6 +296,26 @@ def test_batches_are_halved_when_memory_runs_out(root, tmp_path, monkeypatch, ca
     assert "out of memory" in caplog.text
 
 
+def test_stopped_by_hand_it_goes_on(root, tmp_path, monkeypatch, caplog):
+    latents, calls = TextToVideo.latents, []
+
+    def stopped(self, *args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return latents(self, *args, **options)
+
+    monkeypatch.setattr(TextToVideo, "latents", stopped)
+    with pytest.raises(SystemExit) as ended:
+        ask(root, "prompt=a star", "num=3", "batch_size=1", f"output={tmp_path}")
+    assert ended.value.code == 130
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0000.json", "0000.mp4"]
+    monkeypatch.undo()
+    with caplog.at_level("INFO"):
+        assert len(ask(root, "prompt=a star", "num=3", f"output={tmp_path}")) == 3
+    assert "1 of 3 are there already" in caplog.text
+
+
 def test_one_clip_that_does_not_fit_is_said(root, tmp_path, monkeypatch):
     def no_memory(self, *args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -304,7 +324,6 @@ def test_one_clip_that_does_not_fit_is_said(root, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="does not fit into memory"):
         ask(root, "prompt=a star", "num=5", f"output={tmp_path}")
     monkeypatch.undo()
-    monkeypatch.setattr(torch.nn.Module, "__call__", torch.nn.Module.__call__)
     monkeypatch.setattr(TextToVideo, "frames", no_memory)
     with pytest.raises(RunError, match="decode in tiles"):
         ask(root, "prompt=a star", f"output={tmp_path}")
@@ -446,9 +465,11 @@ def test_unconditional_model(tmp_path, caplog):
         "imported name": ("objective", {"_target_": "vdm.diffusion.noise.hashlib"}),
         "other group": ("objective", {"_target_": "vdm.sampling.files.write_whole", "path": "TRACE", "content": "x"}),
         "module": ("objective", {"_target_": "hostile_module_of_a_run.Thing"}),
+        "no code": ("backbone", {"channels": 3}),
+        "no group": ("condition", ["text"]),
         "reference": ("backbone", {"_target_": "vdm.backbones.unet3d.UNet3D", "channels": "${oc.env:HOME}"}),
     }.values(),
-    ids=["os", "nested", "own_writer", "imported_name", "other_group", "module", "reference"],
+    ids=["os", "nested", "own_writer", "imported_name", "other_group", "module", "no_code", "no_group", "reference"],
 )  # fmt: skip
 def test_a_hostile_run_runs_nothing(root, tmp_path, monkeypatch, group, node):
     trace = tmp_path / "trace"
@@ -458,7 +479,7 @@ def test_a_hostile_run_runs_nothing(root, tmp_path, monkeypatch, group, node):
     run = write_run(tmp_path / "runs" / "hostile", settings)
     settings[group] = json.loads(json.dumps(node).replace("TRACE", str(trace)))
     (run.folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML; OmegaConf would complete references
-    with pytest.raises(ConfigError, match=r"may not be named|without references"):
+    with pytest.raises(UserError, match=r"may not be named|without references|names no code"):
         ask(tmp_path / "runs", "prompt=a star")
     assert not trace.exists()
     assert "hostile_module_of_a_run" not in sys.modules

@@ -70,6 +70,12 @@ def checked(settings: Mapping[str, Any], name: str, run: Run) -> Any:
             raise ConfigError("a run is written without references", key=key, got=value)
         if key.endswith("._target_") and name in PACKAGES:
             _check_origin(value, key, PACKAGES[name])
+    parts = {name: node} if name != "condition" else node if isinstance(node, dict) else {name: None}
+    for key, part in parts.items() if name in PACKAGES else ():
+        if not (isinstance(part, dict) and "_target_" in part):
+            raise RunError(
+                "the configuration of the run names no code here", key="run", got=f"{name}: {key}={part!r:.80}"
+            )
     config.check_resolved({name: node})
     # The weights of a run are in its checkpoint; the public ones that it began with may be gone.
     return {**node, "pretrained": None} if isinstance(node, dict) and node.get("pretrained") is not None else node

@@ -32,6 +32,7 @@ from vdm.sampling.request import STAGE, Order, orders, parse_size, share
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+USUAL_FPS = 8.0  # where a run was trained on clips of any rate
 DECIDES_THE_FILE = ("format", "crf", "pixel_format")
 
 
@@ -162,19 +163,23 @@ def _decoded(model: TextToVideo, latent: Tensor) -> Tensor:
 
 def _facts(asked: dict[str, Any], run: Run, folder: Path, precision: str) -> dict[str, Any]:
     """Everything that decides a sample, besides its prompt and key."""
-    data = restore.settings_of(run, needs=restore.PACKAGES).get("data") or {}
-    clip, store = data.get("clip") or {}, data.get("store") or {}
+    settings = restore.settings_of(run, needs=restore.PACKAGES)
+    clip, store = (_part(settings, "data", part) for part in ("clip", "store"))
     size = parse_size(asked["size"]) if asked["size"] is not None else (clip.get("height"), clip.get("width"))
     frames = asked["frames"] or clip.get("frames")
-    fps = asked["fps"] or (store.get("fps") or 8.0) / (clip.get("frame_stride") or 1)
-    for key, value in (("frames", frames), ("size", size[0]), ("size", size[1])):
-        if not isinstance(value, int):
-            raise ConfigError("the run does not say how it was trained", key=key, got="null", remedy=f"give {key}=")
+    stride, rate = clip.get("frame_stride") or 1, store.get("fps") or USUAL_FPS
+    for key, value in (("frames", frames), ("size", size[0]), ("size", size[1]), ("fps", stride)):
+        if type(value) is not int or value < 1:
+            raise ConfigError(
+                "the run does not say how it was trained", key=key, got=value, remedy=f"give {key}=<value>"
+            )
+    fps = asked["fps"] or (rate / stride if isinstance(rate, int | float) else USUAL_FPS)
     stored = checkpoint.read_manifest(folder)["files"]
     kinds = ("weights", "ema") if asked["ema"] else ("weights",)
     networks = {name: fact["sha256"] for name, fact in stored.items() if name.split("/")[0] in kinds}
     return {
         "run": run.name,
+        "run_folder": str(run.folder.absolute()),
         "checkpoint": folder.name,
         "weights": networks,
         "sampler": asked["sampler"],
@@ -185,6 +190,12 @@ def _facts(asked: dict[str, Any], run: Run, folder: Path, precision: str) -> dic
         "fps": float(fps),
         "precision": precision,
     }
+
+
+def _part(settings: Any, *names: str) -> dict[str, Any]:
+    for name in names:
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _output(asked: dict[str, Any], run: Run, facts: dict[str, Any], everything: Sequence[Order]) -> Path:
@@ -219,7 +230,7 @@ def _is_done(order: Order, output: Path, facts: dict[str, Any], overwrite: bool)
 
 def _deciding(facts: dict[str, Any]) -> dict[str, Any]:
     """Without names: the weights say which they are, wherever their run has been moved."""
-    return {name: value for name, value in facts.items() if name not in ("run", "checkpoint")}
+    return {name: value for name, value in facts.items() if name not in ("run", "run_folder", "checkpoint")}
 
 
 def _named(order: Order) -> dict[str, Any]:
@@ -240,7 +251,11 @@ def _write(order: Order, frames: Tensor, asked: dict[str, Any], record: dict[str
 def _command(record: dict[str, Any], beside: Path) -> str:
     """What makes this sample again, out of its record: one prompt with its own key."""
     sampler = record["sampler"]
-    choices = {"run": record["run"], "step": int(record["checkpoint"].rpartition("-")[2]), "prompts": beside.absolute()}
+    choices = {
+        "run": record["run_folder"],
+        "step": int(record["checkpoint"].rpartition("-")[2]),
+        "prompts": beside.absolute(),
+    }
     choices["sampler"] = sampler["_target_"].rpartition(".")[2]
     choices |= {f"sampler.{name}": value for name, value in sampler.items() if not name.startswith("_")}
     same = ("seed", "guidance", "guidance_rescale", "guidance_interval", "negative_prompt", "frames", "fps", "ema")

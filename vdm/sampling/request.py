@@ -185,8 +185,6 @@ def is_possible(
         raise ConfigError("these are no tiles", key="tiling", got=tiling, allowed=form)
     if size is not None:
         parse_size(size)
-    if prompts is not None:
-        read_prompts(prompts)
 
 
 def _is_tiling(tiling: dict) -> bool:
@@ -203,6 +201,11 @@ def parse_size(size: str | int) -> tuple[int, int]:
         allowed = "HEIGHTxWIDTH, such as 256x320 for a clip that is wider than high"
         raise ConfigError("a size has two numbers", key="size", got=size, allowed=allowed)
     return int(found[1]), int(found[2])
+
+
+def prompts_are_there(*, prompts: str | None) -> None:
+    if prompts is not None:
+        read_prompts(prompts)
 
 
 def run_is_there(*, output_root: str, run: str | int | None) -> None:
