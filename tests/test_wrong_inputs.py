@@ -46,6 +46,8 @@ CASES = {
     "trainer=gpu": ["trainer.accelerator", "use trainer=cpu"],
     "data.store.crf=${nothing.there}": ["refers to something that is not there"],
     "init.autoencoder=no-such-run": ["init.autoencoder", "no-such-run", "remedy"],
+    "stage=vdm": ["init.autoencoder", "python train.py stage=autoencoder data=shapes"],
+    "stage=vdm init.autoencoder=no-such-run": ["init.autoencoder", "no-such-run", "remedy"],
     "resume=no-such-run": ["key:     resume", "no-such-run", "auto"],
     "run.id=../outside": ["run.id", "letters, digits"],
     "callbacks.checkpoint.every=0": ["callbacks.checkpoint.every", "an integer >= 1"],
