@@ -20,13 +20,28 @@ STEPS = 24
 
 def settings(root, output, workers):
     return [
-        "stage=autoencoder", "data=shapes", "autoencoder=tiny", "trainer=cpu",
-        f"paths.data_root={root}", f"paths.output_root={output}", "run.id=it",
-        "autoencoder.channels=16", f"data.num_workers={workers}", "data.batch_size=4", "data.val_clips=8",
-        "stage.accumulate=1", "stage.loss.adversarial.start_step=6", "stage.loss.perceptual=null", "stage.loss.adversarial.discriminator.channels=8",
-        f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1",
-        "callbacks.checkpoint.every=3", "callbacks.validation.every=8", "callbacks.samples.every=0", "callbacks.checkpoint.finish_batches=2",
-    ]  # fmt: skip
+        "stage=autoencoder",
+        "data=shapes",
+        "autoencoder=tiny",
+        "trainer=cpu",
+        f"paths.data_root={root}",
+        f"paths.output_root={output}",
+        "run.id=it",
+        "autoencoder.channels=16",
+        f"data.num_workers={workers}",
+        "data.batch_size=4",
+        "data.val_clips=8",
+        "stage.accumulate=1",
+        "stage.loss.perceptual=null",
+        "stage.loss.adversarial.start_step=6",
+        "stage.loss.adversarial.discriminator.channels=8",
+        f"trainer.max_steps={STEPS}",
+        "trainer.log_every_n_steps=1",
+        "callbacks.checkpoint.every=3",
+        "callbacks.checkpoint.finish_batches=2",
+        "callbacks.validation.every=8",
+        "callbacks.samples.every=0",
+    ]
 
 
 def train_afresh(*arguments):

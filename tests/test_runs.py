@@ -110,7 +110,10 @@ def test_a_broken_run_json_is_said(tmp_path):
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
-    code = f"import time; from pathlib import Path; from vdm.runs import Run, lock; f = lock(Run(Path({str(tmp_path / 'r')!r}))); print('held', flush=True); time.sleep(60)"
+    code = (
+        "import time; from pathlib import Path; from vdm.runs import Run, lock\n"
+        f"held = lock(Run(Path({str(tmp_path / 'r')!r}))); print('held', flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline().strip() == "held"
