@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from vdm.bounds import PositiveFloat, PositiveInt
-from vdm.errors import RunError
+from vdm.errors import ConfigError, RunError
 from vdm.types import VideoBatch
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,12 @@ class Stage(pl.LightningModule, ABC):
         optimizer = self.make_optimizer(self.parameter_groups())
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer)}}
+        try:
+            scheduler = self.make_scheduler(optimizer)
+        except (ValueError, ZeroDivisionError) as error:  # torch's own, such as a warm-up of exactly one step
+            remedy = "change trainer.max_steps or the settings of stage.scheduler; null keeps the rate as it is"
+            raise ConfigError("this schedule cannot be made", key="stage.scheduler", got=error, remedy=remedy) from None
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
 
     @final
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:
