@@ -5,7 +5,8 @@
     python benchmarks/backbone.py --sizes published --device cuda --dtype bfloat16 --peak-tflops 989
 
 Both networks take turns in one process, so that whatever else the machine does meets both; a ratio is of the fastest turn
-of each (on a machine that is not idle, OMP_WAIT_POLICY=PASSIVE keeps threads from spinning). Peak memory is measured in a process of its own per network, which imports only what that network needs.
+of each. On a machine that is not idle, OMP_WAIT_POLICY=PASSIVE keeps threads from spinning. Peak memory is measured in a
+process of its own per network, which imports only what that network needs.
 """
 
 from __future__ import annotations
