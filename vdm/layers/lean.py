@@ -206,16 +206,15 @@ def _affine(norm: nn.GroupNorm, scale_shift: Tensor | None) -> tuple[Tensor, Ten
 
 def _group_statistics(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float):
     """Group norm as one multiplication and addition per channel: `x * scale + shift`, with what its gradient needs."""
-    rows = x.flatten(1, -2)  # b p c
-    total = rows.sum(1, dtype=_precise(x))  # b c
-    squares = rows.to(_precise(x)).square().sum(1)
-    count = rows.shape[1] * (rows.shape[2] // groups)
-    mean = total.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count  # b g 1
-    variance = (squares.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count - mean.square()).clamp_(min=0)
+    rows, (b, c), precise = x.flatten(1, -2), (x.shape[0], x.shape[-1]), _precise(x)  # b p c
+    sums = torch.stack([rows.sum(1, dtype=precise), rows.to(precise).square().sum(1)])  # 2 b c
+    count = rows.shape[1] * (c // groups)
+    mean, square = (sums.view(2, b, groups, -1).sum(3, keepdim=True) / count).unbind(0)  # b g 1
+    variance = torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
     rstd = (variance + eps).rsqrt()
-    scale = (gain.unflatten(1, (groups, -1)) * rstd).flatten(1)  # b c
-    shift = offset - (scale.unflatten(1, (groups, -1)) * mean).flatten(1)
-    return scale, shift, mean, rstd
+    scale = gain.view(-1, groups, c // groups) * rstd  # b g c/g
+    shift = torch.addcmul(offset.view(-1, groups, c // groups), scale, mean, value=-1)
+    return scale.view(b, c), shift.view(b, c), mean, rstd
 
 
 def _apply(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -230,20 +229,17 @@ def _normalise(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float)
 
 def _group_norm_backward(grad: Tensor, x: Tensor, gain: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, groups: int):
     """Derivatives of `x * scale + shift` where scale and shift depend on x through mean and variance of its group."""
-    rows, d_rows = x.flatten(1, -2), grad.flatten(1, -2)  # b p c
-    count = rows.shape[1] * (rows.shape[2] // groups)
-    d_shift = d_rows.sum(1, dtype=_precise(x)).unflatten(1, (groups, -1))  # b g c/g
-    d_scale = (d_rows * rows).sum(1, dtype=_precise(x)).unflatten(1, (groups, -1)) - d_shift * mean
-    grouped_scale, grouped_gain = scale.unflatten(1, (groups, -1)), gain.unflatten(1, (groups, -1))
-    d_rstd = (d_scale * grouped_gain).sum(2, keepdim=True)  # b g 1
-    d_variance = d_rstd * rstd.pow(3) * -0.5
-    d_mean = -(d_shift * grouped_scale).sum(2, keepdim=True) - 2 * mean * d_variance
-    linear = (2 / count * d_variance).expand_as(grouped_scale).flatten(1)
-    constant = (d_mean / count).expand_as(grouped_scale).flatten(1)
-    d_x = _apply(x, linear, constant)
-    shape = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
-    d_x.addcmul_(grad, scale.view(shape).to(x.dtype))
-    d_gain, d_offset = (d_scale * rstd).flatten(1), d_shift.flatten(1)
+    rows, d_rows, (b, c), precise = x.flatten(1, -2), grad.flatten(1, -2), scale.shape, _precise(x)  # b p c
+    sums = torch.stack([d_rows.sum(1, dtype=precise), (d_rows * rows).sum(1, dtype=precise)])  # 2 b c
+    d_shift, d_scale = sums.view(2, b, groups, -1).unbind(0)  # b g c/g
+    d_scale = torch.addcmul(d_scale, d_shift, mean, value=-1)
+    count = rows.shape[1] * (c // groups)
+    # What the group statistics add, b g 1: d_variance times 2 / count, and d_mean over count.
+    linear = (d_scale * gain.view(-1, groups, c // groups)).sum(2, keepdim=True) * rstd.pow(3) * (-1 / count)
+    constant = (d_shift * scale.view(b, groups, -1)).sum(2, keepdim=True) * (-1 / count) - mean * linear
+    d_x = _apply(x, *torch.stack([linear, constant]).expand(2, b, groups, c // groups).reshape(2, b, c).unbind(0))
+    d_x.addcmul_(grad, scale.view(b, *[1] * (x.ndim - 2), c).to(x.dtype))
+    d_gain, d_offset = (d_scale * rstd).view(b, c), d_shift.reshape(b, c)
     if gain.shape[0] == 1:
         d_gain, d_offset = d_gain.sum(0, keepdim=True), d_offset.sum(0, keepdim=True)
     return d_x, d_gain, d_offset
