@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,13 @@ from data.samples import Clip, ClipReader
 from vdm.errors import DataError
 
 ATTEMPTS = 100  # at a rate of one half broken, that many in a row never happen
+
+
+class Request(NamedTuple):
+    """A batch to be read."""
+
+    positions: Sequence[int]
+    shape: tuple[int, int, int, int]  # T H W 3 of its clips
 
 
 @dataclass
@@ -44,6 +52,7 @@ class BatchReader:
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
+        """Of clips that are not cut to a bucket, T H W 3."""
         clip = self.clips.clip
         return clip.frames, clip.height, clip.width, 3
 
@@ -69,7 +78,9 @@ class BatchReader:
         out: np.ndarray,  # b T H W 3, uint8
         on_sample: Callable[[int], None] = lambda position: None,
     ) -> Batch:
-        """Fill `out`. `on_sample` hears each position when decoding begins, and -1 when it has ended."""
+        """Fill `out`, whose shape says how clips are cut. `on_sample` hears each position when decoding begins, and -1 when
+        it has ended.
+        """
         reading = _Reading(self, positions, out, on_sample)
         if self.sample_timeout is None:
             reading.run()
@@ -87,6 +98,7 @@ class _Reading:
         self, reader: BatchReader, positions: Sequence[int], out: np.ndarray, on_sample: Callable[[int], None]
     ):
         self.reader, self.positions, self.out, self.on_sample = reader, positions, out, on_sample
+        self.clips = reader.clips.cut_to(*out.shape[1:4])
         self.batch = Batch([])
         self.error: BaseException | None = None
         self.lock, self.done = threading.Lock(), threading.Event()
@@ -150,14 +162,14 @@ class _Reading:
         clip = None
         if broken is None:
             try:
-                key, members = reader.shards.read(place.shard, place.index, reader.clips.extensions)
+                key, members = reader.shards.read(place.shard, place.index, self.clips.extensions)
                 # Only decoding is timed: slow storage is no sample's fault.
                 with self.lock:
                     if self.turn != turn:
                         return True
                     self.current, self.started = place, time.monotonic()
                     self.on_sample(position)
-                clip = reader.clips.read(key, members, place.epoch)
+                clip = self.clips.read(key, members, place.epoch)
             except BrokenSample as error:
                 file = reader.shards.index.shards[place.shard].file
                 broken = Broken(file, place.index, error.key or key, error.kind, error.detail)

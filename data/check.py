@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.buckets import Bucket, buckets_of
 from data.shards import ShardIndex, read_index
 from vdm.errors import ConfigError, DataError
 
@@ -13,10 +14,20 @@ def shards_are_there(*, data: Mapping[str, Any]) -> None:
     """Named by `checks` in conf/; `data` is the group as settings, not as objects."""
     for split in filter(None, (data["train_split"], data["val_split"])):
         is_optional = split == data["val_split"]
-        checked_index(data["name"], str(data["root"]).rstrip("/"), split, clip=data["clip"], is_optional=is_optional)
+        root = str(data["root"]).rstrip("/")
+        buckets = buckets_of(data["buckets"]) if split == data["train_split"] else ()
+        checked_index(data["name"], root, split, clip=data["clip"], is_optional=is_optional, buckets=buckets)
 
 
-def checked_index(name: str, root: str, split: str, *, clip: Mapping[str, int], is_optional: bool) -> ShardIndex:
+def checked_index(
+    name: str,
+    root: str,
+    split: str,
+    *,
+    clip: Mapping[str, int],
+    is_optional: bool,
+    buckets: Sequence[Bucket] = (),
+) -> ShardIndex:
     """The index of a split, or an error that says which command makes it or which setting fits it."""
     folder = f"{root}/{split}"
     command = f"python -m data.prepare data={name}"
@@ -31,11 +42,15 @@ def checked_index(name: str, root: str, split: str, *, clip: Mapping[str, int], 
     if index.name != name or index.split != split:
         got, allowed = f"{index.name}/{index.split} in {folder}", f"{name}/{split}"
         raise DataError("these shards are of another dataset", key=place, got=got, allowed=allowed, remedy=command)
-    _clip_fits(clip, index.settings.get("store", {}))
+    stored = index.settings.get("store", {})
+    _clip_fits("data.clip", clip, stored)
+    for number, bucket in enumerate(buckets):
+        sizes = {"frames": bucket.frames, "height": bucket.height, "width": bucket.width}
+        _clip_fits(f"data.buckets[{number}]", {**clip, **sizes}, stored)
     return index
 
 
-def _clip_fits(clip: Mapping[str, int], stored: Mapping[str, int]) -> None:
+def _clip_fits(key: str, clip: Mapping[str, int], stored: Mapping[str, int]) -> None:
     stride = clip["frame_stride"]
     wanted = {"frames": (clip["frames"] - 1) * stride + 1, "height": clip["height"], "width": clip["width"]}
     # Clips are at most `frames` long, and at least `min_frames`: only that many are in every one.
@@ -46,7 +61,7 @@ def _clip_fits(clip: Mapping[str, int], stored: Mapping[str, int]) -> None:
             every = f" at frame_stride {stride}" if name == "frames" else ""
             raise ConfigError(
                 f"training wants more {name} than the shards hold",
-                key=f"data.clip.{name}",
+                key=f"{key}.{name}",
                 got=f"{clip[name]}{every}, needs {size}",
                 allowed=f"up to {limit}",
                 remedy=f"lower it, or prepare again with a larger data.store.{name}",

@@ -1,12 +1,14 @@
 """Batches for training, endless and resumable, and for validation.
 
 The state of the training loader is a cursor: how many samples all ranks together have handed to training, which is neither
-what was read ahead nor anything about ranks, workers or the batch size. Together with the plan it says everything.
+what was read ahead nor anything about ranks, workers or the batch size. Together with the plan and the buckets it says
+everything.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import Batch, BatchReader
+from data.batches import Batch, BatchReader, Request
+from data.buckets import Bucket, bucket_at
 from data.plan import ShardPlan, rank_positions
 from data.quarantine import Quarantine
 from data.samples import Clip
@@ -44,10 +47,15 @@ class VideoLoader:
         num_workers: int,
         prefetch: int,
         resume_with_other_data: bool,
+        buckets: Sequence[Bucket] = (),
     ):
+        """With `buckets`, these say how large clips and batches are, and `batch_size` is not looked at."""
         assert isinstance(reader.plan, ShardPlan), "training follows a shard plan"
         self.reader, self.quarantine, self.plan = reader, quarantine, reader.plan
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.rank, self.world_size = rank, world_size
+        frames, height, width, _ = reader.clip_shape
+        plain = Bucket(frames=frames, height=height, width=width, weight=1.0, batch_size=batch_size)
+        self.buckets = tuple(buckets) or (plain,)
         self.num_workers, self.prefetch = num_workers, prefetch
         self.resume_with_other_data = resume_with_other_data
         self.consumed = 0  # samples of all ranks, handed to training
@@ -63,14 +71,14 @@ class VideoLoader:
         return ENDLESS
 
     def __iter__(self) -> Iterator[VideoBatch]:
-        step = self.batch_size * self.world_size
-        batches = read_batches(self.reader, self._positions(), self.batch_size, self.num_workers, self.prefetch)
+        room = max(bucket.batch_size * math.prod(bucket.shape) for bucket in self.buckets)
+        batches = _read(self.reader, self._requests(), room, self.num_workers, self.prefetch)
         while True:
             begun = time.perf_counter()
             pixels, batch = next(batches)
             self.last_wait = time.perf_counter() - begun
             self._account(batch)
-            self.consumed += step
+            self.consumed += len(batch.clips) * self.world_size
             yield collate(pixels, batch.clips)
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,11 +108,14 @@ class VideoLoader:
         return {"seed": plan.seed, "fingerprint": self.reader.shards.index.fingerprint, "num_samples": plan.num_samples,
                 "lanes": plan.lanes, "shuffle_window": plan.shuffle_window}  # fmt: skip
 
-    def _positions(self) -> Iterator[range]:
+    def _requests(self) -> Iterator[Request]:
         start = self.consumed
         while True:
-            yield rank_positions(start, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
-            start += self.batch_size * self.world_size
+            bucket = bucket_at(self.buckets, seed=self.plan.seed, position=start)
+            size = bucket.batch_size
+            positions = rank_positions(start, batch_size=size, rank=self.rank, world_size=self.world_size)
+            yield Request(positions, bucket.shape)
+            start += size * self.world_size
 
     def _account(self, batch: Batch) -> None:
         self._seen += len(batch.clips) + len(batch.broken)
@@ -154,25 +165,33 @@ class ValidationLoader:
 def read_batches(
     reader: BatchReader, positions: Iterable[Sequence[int]], batch_size: int, num_workers: int, prefetch: int
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Pixels b T H W 3 and clips for each group of positions, in order."""
+    """Pixels b T H W 3 and clips for each group of positions, in order; clips of one size."""
+    requests = (Request(group, reader.clip_shape) for group in positions)
+    return _read(reader, requests, batch_size * math.prod(reader.clip_shape), num_workers, prefetch)
+
+
+def _read(
+    reader: BatchReader, requests: Iterable[Request], batch_bytes: int, num_workers: int, prefetch: int
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Pixels and clips for each request, in order, none larger than `batch_bytes`."""
     if not num_workers:
-        for group in positions:
-            pixels = _empty(len(group), reader)
-            yield pixels, reader.read(group, pixels.numpy())
+        for request in requests:
+            pixels = _empty(len(request.positions), *request.shape)
+            yield pixels, reader.read(request.positions, pixels.numpy())
         return
-    pool = WorkerPool(reader=reader, batch_size=batch_size, num_workers=num_workers, prefetch=prefetch)
+    pool = WorkerPool(reader=reader, batch_bytes=batch_bytes, num_workers=num_workers, prefetch=prefetch)
     try:
-        groups, tickets, count = iter(positions), deque(), 0
+        waiting, tickets, count = iter(requests), deque(), 0
         while True:
-            while pool.has_room and (group := next(groups, None)) is not None:
-                pool.submit(count, group)
+            while pool.has_room and (request := next(waiting, None)) is not None:
+                pool.submit(count, request)
                 tickets.append(count)
                 count += 1
             if not tickets:
                 return
             ticket = tickets.popleft()
             shared, batch = pool.collect(ticket)
-            pixels = _empty(len(shared), reader).copy_(torch.from_numpy(shared))
+            pixels = _empty(*shared.shape).copy_(torch.from_numpy(shared))
             pool.release(ticket)
             yield pixels, batch
     finally:
@@ -199,5 +218,5 @@ def _stack(values: list[Any]) -> Tensor | list[Any]:
     return values
 
 
-def _empty(count: int, reader: BatchReader) -> Tensor:
-    return torch.empty((count, *reader.clip_shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())

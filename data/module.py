@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 
 from data.batches import BatchReader
+from data.buckets import buckets_of, largest
 from data.check import checked_index
 from data.decode import resolve_backend
 from data.loader import ValidationLoader, VideoLoader, collate, read_batches
@@ -51,6 +52,7 @@ class VideoData(pl.LightningDataModule):
         source: Source,
         store: StoreSettings,
         clip: ClipSettings,
+        buckets: Sequence[dict] | None,
         batch_size: PositiveInt,
         num_workers: NonNegativeInt,
         prefetch: PositiveInt,
@@ -71,6 +73,7 @@ class VideoData(pl.LightningDataModule):
         super().__init__()
         resolve_backend(backend)
         self.name, self.root, self.source, self.store, self.clip = name, str(root).rstrip("/"), source, store, clip
+        self.buckets = buckets_of(buckets)
         self.batch_size, self.num_workers, self.prefetch, self.seed = batch_size, num_workers, prefetch, seed
         self.train_split, self.val_split, self.val_clips = train_split, val_split, val_clips
         self.extras, self.lanes, self.shuffle_window = tuple(extras), lanes, shuffle_window
@@ -85,8 +88,9 @@ class VideoData(pl.LightningDataModule):
         for split in filter(None, (self.train_split, self.val_split)):
             if split not in self._indices:
                 self._indices[split] = checked_index(
-                    self.name, self.root, split, clip=asdict(self.clip), is_optional=split == self.val_split
-                )
+                    self.name, self.root, split, clip=asdict(self.clip), is_optional=split == self.val_split,
+                    buckets=self.buckets if split == self.train_split else (),
+                )  # fmt: skip
         self._training_plan()
         if self.extras:
             self._check_extras()
@@ -101,7 +105,8 @@ class VideoData(pl.LightningDataModule):
     def train_dataloader(self) -> VideoLoader:
         """Endless, with a state."""
         return VideoLoader(
-            reader=self._reader(self.train_split, self._training_plan()),
+            reader=self._reader(self.train_split, self._training_plan(), largest(self.clip, self.buckets)),
+            buckets=self.buckets,
             quarantine=self._quarantine(self.train_split),
             batch_size=self.batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
@@ -170,12 +175,12 @@ class VideoData(pl.LightningDataModule):
     def _sequential_plan(self, split: str, limit: int) -> SequentialPlan:
         return SequentialPlan(counts=[info.samples for info in self._index(split).shards], limit=limit)
 
-    def _reader(self, split: str, plan: ShardPlan | SequentialPlan) -> BatchReader:
+    def _reader(self, split: str, plan: ShardPlan | SequentialPlan, clip: ClipSettings | None = None) -> BatchReader:
         index = self._index(split)
         cache = self.cache if is_remote(index.folder) else None
         shards = ShardReader(index=index, cache=cache, max_open=_OPEN_FILES, max_tables=_TABLES)
         decoder = functools.partial(decode_stored, backend=self.backend)
-        clips = ClipReader(clip=self.clip, seed=self.seed, extras=self.extras, decoder=decoder)
+        clips = ClipReader(clip=clip or self.clip, seed=self.seed, extras=self.extras, decoder=decoder)
         return BatchReader(plan=plan, shards=shards, clips=clips, sample_timeout=self.sample_timeout)
 
     def _quarantine(self, split: str) -> Quarantine:

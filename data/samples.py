@@ -7,13 +7,14 @@ that metadata says about the video is believed: a clip is what was decoded, and 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,15 @@ class ClipReader:
 
     def __init__(self, *, clip: ClipSettings, seed: int, extras: Sequence[str], decoder: Decoder):
         self.clip, self.seed, self.extras, self.decoder = clip, seed, tuple(extras), decoder
+        self.needed = clip  # smaller ones are broken
         # Arrays are read only when asked for; a name that is not in the json can only be there.
         self.extensions = ("mp4", "json", "npz") if self.extras else ("mp4", "json")
+
+    def cut_to(self, frames: int, height: int, width: int) -> ClipReader:
+        """The same reader for clips of another size; what it calls broken stays the same."""
+        other = copy.copy(self)
+        other.clip = replace(self.clip, frames=frames, height=height, width=width)
+        return other
 
     def read(self, key: str, members: dict[str, bytes], epoch: int) -> Clip:
         """One clip of a sample, chosen by its key and the epoch."""
@@ -70,10 +78,10 @@ class ClipReader:
         info = _metadata(key, members["json"])
         captions, fps = _captions(info), _number(info, "fps")
         stored = frames, height, width = tuple(int(_number(info, name)) for name in ("frames", "height", "width"))
-        if frames < self.clip.span:
-            raise BrokenSample("too short", f"{frames} frames, {self.clip.span} are needed")
-        if height < self.clip.height or width < self.clip.width:
-            raise BrokenSample("too small", f"{height}x{width}, {self.clip.height}x{self.clip.width} are needed")
+        if frames < self.needed.span:
+            raise BrokenSample("too short", f"{frames} frames, {self.needed.span} are needed")
+        if height < self.needed.height or width < self.needed.width:
+            raise BrokenSample("too small", f"{height}x{width}, {self.needed.height}x{self.needed.width} are needed")
         draw = _draw(self.seed, epoch, key)
         start = draw % (frames - self.clip.span + 1)
         window = range(start, start + self.clip.span, self.clip.frame_stride)

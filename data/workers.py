@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,6 @@ import time
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.batches import Batch, BatchReader
+from data.batches import Batch, BatchReader, Request
 from data.plan import Place
 from data.quarantine import Broken
 from vdm.errors import RunError, UserError
@@ -46,7 +46,7 @@ IDLE_DEATHS = 3  # workers that die on no sample, in a row, before the run stops
 class _Task:
     ticket: int
     slot: int
-    positions: Sequence[int]
+    request: Request
 
 
 @dataclass
@@ -62,12 +62,12 @@ class _Worker:
 class WorkerPool:
     """Reads batches ahead. Results are asked for by ticket, so their order never depends on which worker is faster."""
 
-    def __init__(self, *, reader: BatchReader, batch_size: int, num_workers: int, prefetch: int):
+    def __init__(self, *, reader: BatchReader, batch_bytes: int, num_workers: int, prefetch: int):
         self.reader, self.capacity = reader, num_workers * prefetch
         self._context = _context()
-        self._shape = (batch_size, *reader.clip_shape)
-        self._pixels = _shared_memory(self.capacity * int(np.prod(self._shape)))
-        self._slots = np.frombuffer(self._pixels.buffer, np.uint8).reshape(self.capacity, *self._shape)
+        self._batch_bytes = batch_bytes  # of the largest batch
+        self._pixels = _shared_memory(self.capacity * batch_bytes)
+        self._slots = np.frombuffer(self._pixels.buffer, np.uint8).reshape(self.capacity, batch_bytes)
         self._clock = self._context.RawArray("q", 2 * num_workers)  # position and start in ns of each worker's sample
         self._free = list(range(self.capacity))
         self._done: dict[int, tuple[_Task, Batch]] = {}
@@ -83,10 +83,10 @@ class WorkerPool:
     def has_room(self) -> bool:
         return bool(self._free)
 
-    def submit(self, ticket: int, positions: Sequence[int]) -> None:
-        """Have these positions read by the worker with the fewest tasks."""
+    def submit(self, ticket: int, request: Request) -> None:
+        """Have a batch read by the worker with the fewest tasks."""
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
-        task = _Task(ticket, self._free.pop(), positions)
+        task = _Task(ticket, self._free.pop(), request)
         worker.tasks.append(task)
         self._send(worker, task)
 
@@ -102,7 +102,7 @@ class WorkerPool:
                     worker.killed = True
                     worker.process.kill()
         task, batch = self._done[ticket]
-        return self._slots[task.slot, : len(task.positions)], batch
+        return _pixels_of(task, self._slots), batch
 
     def release(self, ticket: int) -> None:
         task, _ = self._done.pop(ticket)
@@ -124,7 +124,7 @@ class WorkerPool:
         worker.pipe, theirs = self._context.Pipe()
         self._clock[2 * worker.number] = -1
         worker.told, worker.killed = len(self._broken), False
-        arguments = (theirs, self.reader, self._pixels, self._shape, self._clock, worker.number)
+        arguments = (theirs, self.reader, self._pixels, self._batch_bytes, self._clock, worker.number)
         worker.process = self._context.Process(target=_work, args=arguments, name=f"data-{worker.number}", daemon=True)
         worker.process.start()
         theirs.close()
@@ -227,12 +227,18 @@ def _cause(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
-def _work(pipe: Connection, reader: BatchReader, pixels: Any, shape: tuple[int, ...], clock: Any, number: int) -> None:
+def _pixels_of(task: _Task, slots: np.ndarray) -> np.ndarray:
+    """Where the pixels of a task lie, b T H W 3: at the beginning of its slot."""
+    shape = (len(task.request.positions), *task.request.shape)
+    return slots[task.slot, : math.prod(shape)].reshape(shape)
+
+
+def _work(pipe: Connection, reader: BatchReader, pixels: Any, batch_bytes: int, clock: Any, number: int) -> None:
     for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the main process decides what these mean
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
     _keep_freed_memory()
-    slots = np.frombuffer(pixels.buffer, np.uint8).reshape(-1, *shape)
+    slots = np.frombuffer(pixels.buffer, np.uint8).reshape(-1, batch_bytes)
 
     def on_sample(position: int) -> None:
         clock[2 * number + 1] = time.monotonic_ns()
@@ -244,7 +250,7 @@ def _work(pipe: Connection, reader: BatchReader, pixels: Any, shape: tuple[int, 
             for sample in broken:
                 reader.mark(sample)
             try:
-                result = reader.read(task.positions, slots[task.slot], on_sample)
+                result = reader.read(task.request.positions, _pixels_of(task, slots), on_sample)
             except UserError as error:  # raised again where the batch is waited for
                 result = error
             except Exception:

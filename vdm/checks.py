@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,24 @@ def latent_fits_backbone(
                 allowed=f"multiples of {unit}",
                 remedy=f"set data.clip.{key}={below or above}, or backbone.multipliers with fewer levels (backbone=tiny has two)",
             )
+
+
+def buckets_fit(
+    *,
+    autoencoder: Mapping[str, Any],
+    backbone: Mapping[str, Any] | None,
+    buckets: Sequence[Mapping[str, int]] | None,
+) -> None:
+    """Every bucket is a clip that autoencoder and backbone can reduce; an image has only one frame to reduce."""
+    for number, bucket in enumerate(buckets or ()):
+        frames, height, width = (bucket[name] for name in ("frames", "height", "width"))
+        try:
+            clip_fits_stride(autoencoder=autoencoder, frames=frames, height=height, width=width)
+            if backbone is not None:
+                latent_fits_backbone(autoencoder=autoencoder, backbone=backbone, height=height, width=width)
+        except ConfigError as error:
+            key, remedy = (text.replace("data.clip", f"data.buckets[{number}]") for text in (error.key, error.remedy))
+            raise ConfigError(error.what, key=key, got=error.got, allowed=error.allowed, remedy=remedy) from None
 
 
 def steps_are_given(*, max_steps: int, max_epochs: int | None) -> None:
