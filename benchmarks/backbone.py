@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdm.backbones.modelscope import from_diffusers, settings_from_diffusers
+from vdm.backbones.modelscope import from_diffusers
+from vdm.backbones.published import settings_from_diffusers
 from vdm.backbones.unet3d import UNet3D
 from vdm.types import Controls, Tokens
 

@@ -7,13 +7,12 @@ from tests.backbones.conftest import SMALL, randomise
 from vdm.backbones.modelscope import (
     from_diffusers,
     load_diffusers,
-    read_config,
     rules,
     save_diffusers,
-    settings_from_diffusers,
     settings_to_diffusers,
     to_diffusers,
 )
+from vdm.backbones.published import read_config, settings_from_diffusers
 from vdm.backbones.unet3d import UNet3D
 from vdm.checkpoint import load_weights
 from vdm.errors import ConfigError, RunError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdm.backbones.cells import Cell
+from vdm.backbones.published import VIDEO, what_diffusers_lacks
 from vdm.backbones.unet3d import UNet3D
 from vdm.checkpoint import LoadReport, load_weights
 from vdm.errors import ConfigError, RunError
@@ -25,7 +26,6 @@ from vdm.layers.attention import TEXT
 from vdm.layers.transformer import SpatialTransformer, TemporalTransformer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-CLASS = "UNet3DConditionModel"
 FOLDED = (1, 1)  # trailing dimensions of a 1 x 1 convolution; a convolution over time there ends in the same
 
 
@@ -161,78 +161,29 @@ def _plain(ours: str, theirs: str, trailing: tuple[int, ...] = ()) -> Iterator[R
     yield Rule(f"{ours}.bias", (f"{theirs}.bias",))
 
 
-def settings_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the `UNet3D` that a diffusers configuration describes, the text stream included."""
-    widths = list(config["block_out_channels"])
-    head_width = config.get("attention_head_dim", 64)
-    kinds = config.get("down_block_types", ["CrossAttnDownBlock3D"] * 3 + ["DownBlock3D"])
-    ups = config.get("up_block_types", ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * 3)
-    attends = [kind == "CrossAttnDownBlock3D" for kind in kinds]
-    mirrored = [kind == "CrossAttnUpBlock3D" for kind in reversed(ups)]
-    fixed = {"act_fn": "silu", "mid_block_scale_factor": 1, "downsample_padding": 1, "norm_eps": 1e-5}
-    fixed |= {"time_cond_proj_dim": None, "num_attention_heads": None}
-    odd = {name: config[name] for name, value in fixed.items() if config.get(name, value) != value}
-    odd |= {"_class_name": config["_class_name"]} if config.get("_class_name", CLASS) != CLASS else {}
-    odd |= {"attention_head_dim": head_width} if not isinstance(head_width, int) else {}
-    odd |= {"block_out_channels": widths} if any(width % widths[0] for width in widths) else {}
-    odd |= {"up_block_types": ups} if attends != mirrored else {}
-    if config.get("in_channels", 4) != config.get("out_channels", 4):
-        odd["out_channels"] = config["out_channels"]
-    if odd:
-        got = ", ".join(f"{name}={value}" for name, value in odd.items())
-        raise ConfigError(f"this folder's network has parts that UNet3D has not; expected a {CLASS}", got=got)
-    return {
-        "latent_channels": config.get("in_channels", 4),
-        "channels": widths[0],
-        "multipliers": [width // widths[0] for width in widths],
-        "blocks": config.get("layers_per_block", 2),
-        "attention_levels": [level for level, attending in enumerate(attends) if attending],
-        "heads": None,
-        "head_width": head_width,
-        "depth": 1,
-        "feed_forward_ratio": 4,
-        "norm_groups": config.get("norm_num_groups", 32),
-        "dropout": 0.0,
-        "time_conditioning": "add",
-        "temporal_conv": 4,
-        "temporal_dropout": 0.1,
-        "temporal_attention": "separate",
-        "temporal_position": "none",
-        "temporal_max_distance": 1,
-        "temporal_in_heads": 8,
-        "temporal_in_head_width": head_width,
-        "streams": {TEXT: config.get("cross_attention_dim", 1024)},
-    }
-
-
-def settings_to_diffusers(backbone: UNet3D) -> dict[str, Any]:
+def settings_to_diffusers(backbone: UNet3D, *, sample_size: int | None = None) -> dict[str, Any]:
     """The diffusers configuration of a backbone, or a ConfigError naming what diffusers cannot express."""
-    s, inside = (
-        backbone.settings,
-        backbone.temporal_in.blocks[0].attention1 if backbone.temporal_in is not None else None,
-    )
-    expected = {
-        "heads": (s.heads, None),
-        "depth": (s.depth, 1),
-        "feed_forward_ratio": (s.feed_forward_ratio, 4),
-        "time_conditioning": (s.time_conditioning, "add"),
-        "temporal_conv": (s.temporal_conv, 4),
-        "temporal_attention": (s.temporal_attention, "separate"),
-        "temporal_position": (s.temporal_position, "none"),
-        "temporal_in_heads": (inside.heads if inside is not None else 0, 8),
-        "temporal_in_head_width": (inside.head_width if inside is not None else 0, s.head_width),
-        "streams": (sorted(backbone.streams), [TEXT]),
-        "concat_channels": (backbone.concat_channels, 0),
-        "embed_width": (backbone.embed_width, 0),
+    s, inside = backbone.settings, backbone.temporal_in.blocks[0].attention1 if backbone.temporal_in else None
+    temporal_in = {
+        "temporal_in_heads": inside.heads if inside is not None else 0,
+        "temporal_in_head_width": inside.head_width if inside is not None else 0,
     }
-    odd = {name: got for name, (got, fits) in expected.items() if got != fits}
+    odd = what_diffusers_lacks(asdict(s) | temporal_in)
+    doors = {"concat_channels": (backbone.concat_channels, 0), "embed_width": (backbone.embed_width, 0)}
+    doors["streams"] = (sorted(backbone.streams), [TEXT])
+    odd |= {name: (got, fits) for name, (got, fits) in doors.items() if got != fits}
     if odd:
-        key = next(iter(odd))
-        what = f"diffusers' {CLASS} cannot express this backbone"
-        raise ConfigError(what, key=f"backbone.{key}", got=odd[key], allowed=str(expected[key][1]))
+        key, (got, fits) = next(iter(odd.items()))
+        raise ConfigError(
+            f"diffusers' {VIDEO} cannot express this backbone",
+            key=f"backbone.{key}",
+            got=got,
+            allowed=str(fits),
+            remedy="train with backbone=modelscope, in any size, and with the caption alone",
+        )
     attends = [level in backbone.attention_levels for level in range(len(backbone.widths))]
     return {
-        "_class_name": CLASS,
+        "_class_name": VIDEO,
         "in_channels": backbone.latent_channels,
         "out_channels": backbone.latent_channels,
         "block_out_channels": list(backbone.widths),
@@ -246,7 +197,7 @@ def settings_to_diffusers(backbone: UNet3D) -> dict[str, Any]:
         "act_fn": "silu",
         "downsample_padding": 1,
         "mid_block_scale_factor": 1,
-        "sample_size": None,
+        "sample_size": sample_size,
     }
 
 
@@ -256,23 +207,16 @@ def load_diffusers(backbone: UNet3D, folder: str | Path, *, doors: Sequence[str]
     return load_weights(backbone, tensors, source=str(folder), allow_missing=backbone.door_keys(*doors))
 
 
-def save_diffusers(backbone: UNet3D, folder: str | Path) -> None:
-    """Write a folder that `diffusers.UNet3DConditionModel.from_pretrained` loads."""
+def save_diffusers(backbone: UNet3D, folder: str | Path, *, sample_size: int | None = None) -> None:
+    """Write a folder that `diffusers.UNet3DConditionModel.from_pretrained` loads. `sample_size`: of a latent, for its
+    pipelines' default."""
     folder = Path(folder)
-    config = settings_to_diffusers(backbone)
+    config = settings_to_diffusers(backbone, sample_size=sample_size)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_diffusers(backbone.state_dict(), backbone)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / WEIGHTS, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """`config.json` of a diffusers folder."""
-    try:
-        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        remedy = "name the unet folder of a downloaded model"
-        raise RunError("not a diffusers folder", got=f"{folder}: {error}", remedy=remedy) from None
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:

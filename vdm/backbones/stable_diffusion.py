@@ -10,20 +10,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vdm.backbones.modelscope import from_diffusers, read_config, read_weights
+from vdm.backbones.modelscope import from_diffusers, read_weights
+from vdm.backbones.published import IMAGE, read_config
 from vdm.backbones.unet3d import UNet3D
 from vdm.checkpoint import LoadReport, load_weights
 from vdm.errors import ConfigError
 
-CLASS = "UNet2DConditionModel"
 TEMPORAL = (".temporal_in.", ".temporal_conv.", ".temporal.", ".temporal1.", ".temporal2.")
 
 
 def load_stable_diffusion(backbone: UNet3D, folder: str | Path, *, doors: Sequence[str] = ()) -> LoadReport:
     """Fill everything but the layers along time and the named doors; anything else that is missing is an error."""
     kind = read_config(folder).get("_class_name")
-    if kind != CLASS:
-        raise ConfigError("not the folder of a 2D Stable Diffusion U-Net", got=f"{folder}: {kind}", allowed=CLASS)
+    if kind != IMAGE:
+        raise ConfigError("not the folder of a 2D Stable Diffusion U-Net", got=f"{folder}: {kind}", allowed=IMAGE)
     tensors = {name: _linear(name, tensor) for name, tensor in read_weights(folder).items()}
     absent = [*temporal_keys(backbone), *backbone.door_keys(*doors)]
     return load_weights(backbone, from_diffusers(tensors, backbone), source=str(folder), allow_missing=absent)
