@@ -41,6 +41,10 @@ class RunError(UserError):
     """A run folder or a checkpoint that is missing, incomplete or foreign."""
 
 
+class PlanError(UserError):
+    """A plan or a scene graph that is not one, often because a language model's answer could not be read."""
+
+
 def _rebuild(cls: type[UserError], what: str, state: dict) -> UserError:
     return cls(what, **state)
 
