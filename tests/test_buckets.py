@@ -117,7 +117,7 @@ def test_two_processes_train_on_the_same_buckets(parent, shapes_root, tmp_path):
 
 
 WRONG = {  # buckets: words of the message
-    f"[{VIDEO},{IMAGE.replace('width: 32', 'width: 30')}]": ["ConfigError", "data.buckets[1].width", "got:     30", "multiples of"],
+    f"[{VIDEO},{IMAGE.replace('width: 32', 'width: 30')}]": ["data.buckets[1].width", "got:     30", "multiples of"],
     "[{frames: 8, height: 32, width: 32, weight: 1, batch_size: 0}]": ["data.buckets[0].batch_size", "an integer >= 1"],
     "[{frames: 16, height: 32, width: 32, weight: 1, batch_size: 1}]": ["data.buckets[0].frames", "up to 8"],
 }  # fmt: skip

@@ -27,8 +27,8 @@ CLIP = ClipSettings(frames=4, frame_stride=1, height=SIZE, width=SIZE)
 def module(root, **changes):
     settings = dict(
         name="tiny", root=str(root), source=None, store=STORE, clip=CLIP, buckets=None, batch_size=4,
-        num_workers=0, prefetch=2, seed=0, train_split="train", val_split="val", val_clips=9, extras=[], lanes=None, shuffle_window=16, max_broken=0.01,
-        sample_timeout=20.0, quarantine=None, resume_with_other_data=False, backend="pyav",
+        num_workers=0, prefetch=2, seed=0, train_split="train", val_split="val", val_clips=9, extras=[], lanes=None,
+        shuffle_window=16, max_broken=0.01, sample_timeout=20.0, quarantine=None, resume_with_other_data=False, backend="pyav",
         cache=ShardCache(folder=str(root) + "/cache", gigabytes=1.0),
     )  # fmt: skip
     return VideoData(**settings | changes)
