@@ -1,4 +1,4 @@
-"""What a stage takes over from an earlier one: which run `init.<network>=auto` means, and how that network is built.
+"""What a stage takes over: which run `init.<network>=auto` means, what is in a published model, how these networks are built.
 
 Light and early: the configuration is completed here before it is checked, so that every check sees the network that will
 be there and not the one a default names.
@@ -7,26 +7,33 @@ be there and not the one a default names.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vdm import runs
-from vdm.errors import RunError
+from vdm.autoencoder import published as published_autoencoder
+from vdm.backbones import published
+from vdm.errors import ConfigError, RunError
 from vdm.runs import Run
 
 log = logging.getLogger(__name__)
 
 STAGE_OF = {"autoencoder": "autoencoder", "backbone": "vdm", "conditions": "vdm"}  # which trains a network
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def adopt(cfg: DictConfig) -> None:
     """Write run names in the place of `auto`, and the settings of a network of an earlier stage in the place of its group."""
     if OmegaConf.select(cfg, "init") is None or OmegaConf.select(cfg, "stage.name") is None:
         return
+    if OmegaConf.select(cfg, "init.diffusers") is not None:
+        _take_apart(cfg, Path(str(cfg.init.diffusers)))
     for network in [str(name) for name in cfg.init]:
         wanted = cfg.init[network]
-        if wanted is None or network not in STAGE_OF:
+        if wanted is None or network not in STAGE_OF or is_published(network, wanted):
             continue
         own = _own_record(cfg) if wanted == "auto" else None
         if own is not None and (own.get("init") or {}).get(network):
@@ -86,3 +93,50 @@ def _write(cfg: DictConfig, network: str, run: str, record: dict[str, Any]) -> N
         if "pretrained" in settings:
             settings["pretrained"] = None  # the run has weights of its own
         cfg[network] = OmegaConf.create(settings)
+
+
+def is_published(network: str, wanted: Any) -> bool:
+    """Whether a backbone begins with published weights, and not with those of a run."""
+    return network == "backbone" and published.is_published(wanted)
+
+
+def _take_apart(cfg: DictConfig, folder: Path) -> None:
+    """The U-Net, the autoencoder and the text encoder of a published model, each where the command names nothing else."""
+    key = "init.diffusers"
+    absent = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
+    if absent:
+        raise ConfigError("no text-to-video model of diffusers is found here, and nothing is downloaded", key=key,
+                          got=f"{folder}, without {', '.join(absent)}" if folder.is_dir() else f"{folder}: no folder",
+                          remedy="name the downloaded folder, such as text-to-video-ms-1.7b")  # fmt: skip
+    unet, vae = str(folder / "unet"), str(folder / "vae")
+    with open_dict(cfg):
+        if cfg.init.backbone in (None, unet):
+            settings = published.described_by(unet, key=key)
+            if "temporal_conv" not in settings:
+                raise ConfigError("the U-Net of this model makes images", key=key, got=folder,
+                                  remedy=f"set init.backbone={unet} for its layers within a frame")  # fmt: skip
+            del settings["streams"]  # the condition opens its own
+            own = {name: cfg.backbone[name] for name in published.RUNTIME if name in cfg.backbone}
+            cfg.init.backbone = unet
+            cfg.backbone = {"_target_": "vdm.backbones.unet3d.UNet3D", **settings, **own}
+        if cfg.init.autoencoder in (None, "auto") and cfg.autoencoder.get("pretrained") in (None, vae):
+            settings = published_autoencoder.settings_from_diffusers(vae, key=key)
+            cfg.init.autoencoder = None
+            cfg.autoencoder = OmegaConf.merge(OmegaConf.load(CONF / "autoencoder" / "kl2d.yaml"), settings)
+        if published.TEXT in (cfg.get("condition") or {}):
+            clip = OmegaConf.load(CONF / "condition" / "text_clip_l.yaml")[published.TEXT].encoder
+            encoder = cfg.condition[published.TEXT].encoder
+            encoder = encoder if encoder.get("_target_") == clip._target_ else clip
+            longest = published.read_config(folder / "text_encoder", key=key).get("max_position_embeddings", 77)
+            encoder = OmegaConf.merge(encoder, {"folder": str(folder), "length": min(encoder.length, longest)})
+            cfg.condition[published.TEXT].encoder = encoder
+
+
+# Named by `checks` in conf/: said before anything is built.
+
+
+def parents_exist(*, output_root: str, init: Mapping[str, Any]) -> None:
+    """Every run named in `init` is there and holds weights; `auto` has been replaced by a name before."""
+    for network, wanted in init.items():
+        if network in STAGE_OF and wanted not in (None, "auto") and not is_published(network, wanted):
+            runs.find(output_root, str(wanted), key=f"init.{network}")

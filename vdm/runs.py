@@ -47,7 +47,7 @@ NOT_IDENTITY_OF_DATA = (
     "max_broken",
     "backend",
 )
-NOT_IDENTITY_OF_STAGE = ("previews",)
+NOT_IDENTITY_OF_STAGE = ("previews", "cached")
 STEP = re.compile(r"step-(\d{8})")
 
 
@@ -223,13 +223,6 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 # Named by `checks` in conf/: said before anything is built.
-
-
-def parents_exist(*, output_root: str, init: Mapping[str, str | None]) -> None:
-    """Every run named in `init` is there and holds weights; `auto` has been replaced by a name before (vdm/lineage.py)."""
-    for network, wanted in init.items():
-        if wanted not in (None, "auto"):
-            find(output_root, str(wanted), key=f"init.{network}")
 
 
 def resume_is_possible(*, output_root: str, resume: str) -> None:

@@ -160,10 +160,14 @@ def _loggers(cfg: DictConfig, run: Run, resumed_step: int | None, leader: bool) 
 
 
 def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put the weights of the runs named in `init` into the stage's networks of the same names."""
-    parents = []
-    for network, wanted in (settings.get("init") or {}).items():
+    """Put the weights named in `init`, of runs or published ones, into the stage's networks of the same names."""
+    parents, init = [], settings.get("init") or {}
+    for network in lineage.STAGE_OF:
+        wanted = init.get(network)
         if wanted is None:
+            continue
+        if lineage.is_published(network, wanted):
+            parents.append(_load_published(stage.backbone, wanted, init, settings["objective"]))
             continue
         parent = runs.find(settings["paths"]["output_root"], wanted, key=f"init.{network}")
         folder = parent.last_checkpoint()
@@ -173,6 +177,20 @@ def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]
         log.info("%s starts from %s (%s): %s", network, parent.name, folder.name, report)
         parents.append({"network": network, "run": parent.name, "checkpoint": folder.name, "sha256": digest})
     return parents
+
+
+def _load_published(backbone: Any, source: str, init: dict[str, Any], objective: dict[str, Any]) -> dict[str, Any]:
+    from vdm.backbones.initial import load_published
+    from vdm.backbones.published import trained_to_predict
+
+    report = load_published(backbone, source, fps=init.get("fps"))
+    log.info("backbone starts from %s: %s", source, report)
+    predicted = trained_to_predict(source)
+    if predicted not in (None, objective["prediction"]):
+        log.warning(
+            "these weights have learned to predict %s, and this run predicts %s", predicted, objective["prediction"]
+        )
+    return {"network": "backbone", "source": str(source)}
 
 
 def _record_start(cfg, settings, run: Run, parents, datamodule, resumed_step: int | None) -> None:

@@ -6,7 +6,7 @@ folders has other names. Frames are independent: `frames_per_slice` bounds the m
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdm.autoencoder.base import VideoAutoencoder
+from vdm.autoencoder.published import WEIGHTS, read_config, settings_from_diffusers
 from vdm.bounds import PositiveInt
 from vdm.checkpoint import LoadReport, load_weights
 from vdm.errors import ConfigError, RunError
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+log = logging.getLogger(__name__)
+
 # Names before and after diffusers unified its attention.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-FIXED = {"act_fn": "silu", "in_channels": 3, "out_channels": 3, "latents_mean": None, "latents_std": None}
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -151,6 +152,8 @@ class Decoder(nn.Module):
 class KL2dAutoencoder(VideoAutoencoder):
     """Stride is (1, 2**(levels - 1), 2**(levels - 1)) for `len(multipliers)` levels."""
 
+    frames_are_independent = True
+
     def __init__(
         self,
         *,
@@ -183,7 +186,7 @@ class KL2dAutoencoder(VideoAutoencoder):
         self.quant_conv = nn.Conv2d(double, double, 1) if quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if post_quant_conv else nn.Identity()
         if pretrained is not None:
-            self.load_diffusers(pretrained)
+            log.info("autoencoder starts from %s: %s", pretrained, self.load_diffusers(pretrained))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -206,27 +209,12 @@ class KL2dAutoencoder(VideoAutoencoder):
     @classmethod
     def from_diffusers(cls, folder: str | Path, *, frames_per_slice: int | None = None) -> KL2dAutoencoder:
         """The network a diffusers `AutoencoderKL` folder describes, with its weights and its latent scale."""
-        config = _read_config(Path(folder))
-        widths = config["block_out_channels"]
-        if any(width % widths[0] for width in widths):
-            raise ConfigError("widths must be multiples of the first", key="block_out_channels", got=widths)
-        return cls(
-            latent_channels=config["latent_channels"],
-            channels=widths[0],
-            multipliers=[width // widths[0] for width in widths],
-            blocks=config.get("layers_per_block", 1),
-            norm_groups=config.get("norm_num_groups", 32),
-            attention=config.get("mid_block_add_attention", True),
-            quant_conv=config.get("use_quant_conv", True),
-            post_quant_conv=config.get("use_post_quant_conv", True),
-            frames_per_slice=frames_per_slice,
-            pretrained=str(folder),
-        )
+        return cls(**settings_from_diffusers(folder), frames_per_slice=frames_per_slice)
 
     def load_diffusers(self, folder: str | Path) -> LoadReport:
         """Weights and latent scale of a folder, all or nothing: a tensor too many or too few is an error."""
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         try:
             state = {_renamed(name): value for name, value in load_file(folder / WEIGHTS).items()}
         except (OSError, SafetensorError) as error:
@@ -251,28 +239,3 @@ def _renamed(name: str) -> str:
     if "attentions" in parts:
         parts = [RENAMED.get(part, part) for part in parts]
     return ".".join(parts)
-
-
-def _read_config(folder: Path) -> dict:
-    for file in (folder / "config.json", folder / WEIGHTS):
-        if not file.is_file():
-            raise ConfigError(
-                "not a diffusers AutoencoderKL folder",
-                key="autoencoder.pretrained",
-                got=str(folder),
-                allowed=f"a folder with config.json and {WEIGHTS}",
-                remedy="point autoencoder.pretrained at the vae folder of a downloaded model, or set it to null",
-            )
-    config = json.loads((folder / "config.json").read_text())
-    kind = config.get("_class_name", "AutoencoderKL")
-    blocks = set(config.get("down_block_types", [])) | set(config.get("up_block_types", []))
-    odd = {k: config[k] for k, v in FIXED.items() if config.get(k, v) != v}
-    if kind != "AutoencoderKL" or blocks - {"DownEncoderBlock2D", "UpDecoderBlock2D"} or odd:
-        raise ConfigError(
-            "this folder's network has parts that the 2D KL autoencoder has not",
-            key="autoencoder.pretrained",
-            got=", ".join([kind, *sorted(blocks), *(f"{k}={v}" for k, v in odd.items())]),
-            allowed="AutoencoderKL of DownEncoderBlock2D and UpDecoderBlock2D, silu, 3 colours",
-            remedy="use the vae folder of another model",
-        )
-    return config

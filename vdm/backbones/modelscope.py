@@ -72,21 +72,21 @@ def to_diffusers(state: Mapping[str, Tensor], backbone: UNet3D) -> dict[str, Ten
 
 def rules(backbone: UNet3D) -> Iterator[Rule]:
     """One rule for every tensor of the backbone."""
-    yield from _plain("conv_in", "conv_in")
-    yield from _plain("time_embedding.linear1", "time_embedding.linear_1")
-    yield from _plain("time_embedding.linear2", "time_embedding.linear_2")
+    yield from plain_rules("conv_in", "conv_in")
+    yield from plain_rules("time_embedding.linear1", "time_embedding.linear_1")
+    yield from plain_rules("time_embedding.linear2", "time_embedding.linear_2")
     if backbone.temporal_in is not None:
-        yield from _temporal(backbone.temporal_in, "temporal_in", "transformer_in")
+        yield from temporal_rules(backbone.temporal_in, "temporal_in", "transformer_in")
     for way, name, resample in ((backbone.down, "down", "downsamplers"), (backbone.up, "up", "upsamplers")):
         for i, level in enumerate(way):
             for j, cell in enumerate(level.cells):
                 yield from _cell(cell, f"{name}.{i}.cells.{j}", f"{name}_blocks.{i}", j)
             if level.resample is not None:
-                yield from _plain(f"{name}.{i}.resample.conv", f"{name}_blocks.{i}.{resample}.0.conv")
+                yield from plain_rules(f"{name}.{i}.resample.conv", f"{name}_blocks.{i}.{resample}.0.conv")
     for j, cell in enumerate(backbone.mid):
         yield from _cell(cell, f"mid.{j}", "mid_block", j)
-    yield from _plain("norm_out", "conv_norm_out")
-    yield from _plain("conv_out", "conv_out")
+    yield from plain_rules("norm_out", "conv_norm_out")
+    yield from plain_rules("conv_out", "conv_out")
 
 
 def _cell(cell: Cell, ours: str, theirs: str, index: int) -> Iterator[Rule]:
@@ -97,42 +97,42 @@ def _cell(cell: Cell, ours: str, theirs: str, index: int) -> Iterator[Rule]:
         ("norm2", "norm2"),
         ("conv2", "conv2"),
     ):
-        yield from _plain(f"{ours}.resnet.{name}", f"{theirs}.resnets.{index}.{their_name}")
+        yield from plain_rules(f"{ours}.resnet.{name}", f"{theirs}.resnets.{index}.{their_name}")
     if cell.resnet.shortcut is not None:
-        yield from _plain(f"{ours}.resnet.shortcut", f"{theirs}.resnets.{index}.conv_shortcut", trailing=FOLDED)
+        yield from plain_rules(f"{ours}.resnet.shortcut", f"{theirs}.resnets.{index}.conv_shortcut", trailing=FOLDED)
     if cell.temporal_conv is not None:
         for i in range(len(cell.temporal_conv.convs)):
             stack = f"{theirs}.temp_convs.{index}.conv{i + 1}"
             position = 3 if i else 2  # behind norm, SiLU and, from the second on, dropout
-            yield from _plain(f"{ours}.temporal_conv.norms.{i}", f"{stack}.0")
-            yield from _plain(f"{ours}.temporal_conv.convs.{i}", f"{stack}.{position}", trailing=(1,))
+            yield from plain_rules(f"{ours}.temporal_conv.norms.{i}", f"{stack}.0")
+            yield from plain_rules(f"{ours}.temporal_conv.convs.{i}", f"{stack}.{position}", trailing=(1,))
     if cell.spatial is not None:
-        yield from _spatial(cell.spatial, f"{ours}.spatial", f"{theirs}.attentions.{index}")
+        yield from spatial_rules(cell.spatial, f"{ours}.spatial", f"{theirs}.attentions.{index}")
     if cell.temporal is not None:
-        yield from _temporal(cell.temporal, f"{ours}.temporal", f"{theirs}.temp_attentions.{index}")
+        yield from temporal_rules(cell.temporal, f"{ours}.temporal", f"{theirs}.temp_attentions.{index}")
 
 
-def _spatial(transformer: SpatialTransformer, ours: str, theirs: str) -> Iterator[Rule]:
+def spatial_rules(transformer: SpatialTransformer, ours: str, theirs: str) -> Iterator[Rule]:
     yield from _projections(ours, theirs)
     for k, block in enumerate(transformer.blocks):
         here, there, head_width = f"{ours}.blocks.{k}", f"{theirs}.transformer_blocks.{k}", block.shape.head_width
-        yield from _self_attention(f"{here}.self_attention", f"{there}.norm1", f"{there}.attn1", head_width)
+        yield from self_attention_rules(f"{here}.self_attention", f"{there}.norm1", f"{there}.attn1", head_width)
         if block.cross_attention is not None:
             cross, attn = f"{here}.cross_attention", f"{there}.attn2"
-            yield from _plain(f"{cross}.norm", f"{there}.norm2")
+            yield from plain_rules(f"{cross}.norm", f"{there}.norm2")
             yield Rule(f"{cross}.to_q.weight", (f"{attn}.to_q.weight",))
             pair = (f"{attn}.to_k.weight", f"{attn}.to_v.weight")
             yield Rule(f"{cross}.streams.{TEXT}.to_kv.weight", pair, head_width)
-            yield from _plain(f"{cross}.to_out", f"{attn}.to_out.0")
+            yield from plain_rules(f"{cross}.to_out", f"{attn}.to_out.0")
         yield from _feed_forward(f"{here}.feed_forward", there)
 
 
-def _temporal(transformer: TemporalTransformer, ours: str, theirs: str) -> Iterator[Rule]:
+def temporal_rules(transformer: TemporalTransformer, ours: str, theirs: str) -> Iterator[Rule]:
     yield from _projections(ours, theirs)
     for k, block in enumerate(transformer.blocks):
         here, there = f"{ours}.blocks.{k}", f"{theirs}.transformer_blocks.{k}"
         for i, attention in ((1, block.attention1), (2, block.attention2)):
-            yield from _self_attention(
+            yield from self_attention_rules(
                 f"{here}.attention{i}", f"{there}.norm{i}", f"{there}.attn{i}", attention.head_width
             )
         yield from _feed_forward(f"{here}.feed_forward", there)
@@ -140,23 +140,23 @@ def _temporal(transformer: TemporalTransformer, ours: str, theirs: str) -> Itera
 
 def _projections(ours: str, theirs: str) -> Iterator[Rule]:
     for name in ("norm", "proj_in", "proj_out"):
-        yield from _plain(f"{ours}.{name}", f"{theirs}.{name}")
+        yield from plain_rules(f"{ours}.{name}", f"{theirs}.{name}")
 
 
-def _self_attention(ours: str, norm: str, theirs: str, head_width: int) -> Iterator[Rule]:
-    yield from _plain(f"{ours}.norm", norm)
+def self_attention_rules(ours: str, norm: str, theirs: str, head_width: int) -> Iterator[Rule]:
+    yield from plain_rules(f"{ours}.norm", norm)
     three = tuple(f"{theirs}.to_{letter}.weight" for letter in "qkv")
     yield Rule(f"{ours}.to_qkv.weight", three, head_width)
-    yield from _plain(f"{ours}.to_out", f"{theirs}.to_out.0")
+    yield from plain_rules(f"{ours}.to_out", f"{theirs}.to_out.0")
 
 
 def _feed_forward(ours: str, theirs: str) -> Iterator[Rule]:
-    yield from _plain(f"{ours}.norm", f"{theirs}.norm3")
-    yield from _plain(f"{ours}.to_hidden", f"{theirs}.ff.net.0.proj")
-    yield from _plain(f"{ours}.to_out", f"{theirs}.ff.net.2")
+    yield from plain_rules(f"{ours}.norm", f"{theirs}.norm3")
+    yield from plain_rules(f"{ours}.to_hidden", f"{theirs}.ff.net.0.proj")
+    yield from plain_rules(f"{ours}.to_out", f"{theirs}.ff.net.2")
 
 
-def _plain(ours: str, theirs: str, trailing: tuple[int, ...] = ()) -> Iterator[Rule]:
+def plain_rules(ours: str, theirs: str, trailing: tuple[int, ...] = ()) -> Iterator[Rule]:
     yield Rule(f"{ours}.weight", (f"{theirs}.weight",), trailing=trailing)
     yield Rule(f"{ours}.bias", (f"{theirs}.bias",))
 

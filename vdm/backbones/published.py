@@ -141,6 +141,18 @@ def described_by(folder: str | Path, *, key: str = "") -> dict[str, Any]:
     return settings(config, key=key)
 
 
+def trained_to_predict(source: str | Path) -> str | None:
+    """By our names, where the model's scheduler beside the folder says so. LVDM and VideoCrafter predict the noise."""
+    if not Path(source).is_dir():
+        return "epsilon"
+    try:
+        text = (Path(source).parent / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
+        kind = json.loads(text).get("prediction_type", "epsilon")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return {"v_prediction": "v", "sample": "x0"}.get(kind, kind)
+
+
 def what_diffusers_lacks(backbone: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings of a backbone that the video U-Net of diffusers cannot express: what they are, and what it has."""
     expected = FIXED | {"temporal_in_head_width": backbone.get("head_width")}
@@ -165,6 +177,9 @@ def backbone_fits(*, init: Mapping[str, Any], backbone: Mapping[str, Any], condi
         raise ConfigError("this is a whole model", key=key, got=source, allowed="its U-Net",
                           remedy=f"set {key}={path / 'unet'}, or init.diffusers={path} for all of its parts")  # fmt: skip
     described = described_by(path, key=key)
+    if TEXT not in (condition or {}):
+        remedy = "leave out condition=[], or begin without these weights"
+        raise ConfigError("these weights hear a caption", key="condition", got="no caption", remedy=remedy)
     width = described.pop("streams")[TEXT]
     ignored = (*RUNTIME, *(("temporal_max_distance",) if described.get("temporal_position") == "none" else ()))
     _compare({name: value for name, value in described.items() if name not in ignored}, backbone, source)
