@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from vdm import config, restore, runs
+from vdm import checkpoint, config, restore, runs
+from vdm.diffusion.guidance import classifier_free
+from vdm.runs import Run
+from vdm.sampling import files
+from vdm.sampling.model import TextToVideo
+from vdm.types import VideoBatch
 
 log = logging.getLogger(__name__)
 
@@ -23,20 +33,27 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     settings = restore.settings_of(run)
     protocol = instantiate(cfg.protocol)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = {name: restore.load_network(run, settings, name).to(device) for name in protocol.needs}
     folder = run.folder / "evaluation" / cfg.protocol.name
+    if "samples" in protocol.needs:
+        subject = _maker(run, OmegaConf.to_container(cfg.protocol, resolve=True), protocol, device, folder)
+    else:
+        subject = {name: restore.load_network(run, settings, name).to(device) for name in protocol.needs}
     metrics = {name: instantiate(node, _convert_="all") for name, node in cfg.metric.items()}
     originals = {
         name: instantiate(cfg.metric[name], _convert_="all") for name, m in metrics.items() if hasattr(m, "judge")
     }
     reads = sorted({m.reads for m in metrics.values() if hasattr(m, "reads")})
     data = _data(cfg, settings, reads)
-    numbers = protocol.run(networks, _batches(data, device), metrics, originals, folder)
+    numbers = protocol.run(subject, _batches(data, device), metrics, originals, folder)
     result = {
         "protocol": OmegaConf.to_container(cfg.protocol, resolve=True),
         "run": run.name,
         "checkpoint": run.last_checkpoint().name,
-        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "data": {
+            "name": data.name,
+            "split": cfg.protocol.split,
+            "fingerprint": data.split_fingerprint(cfg.protocol.split),
+        },
         "metrics": numbers,
     }
     runs.write_atomically(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
@@ -44,6 +61,50 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         log.info("%-20s %.4f", name, value)
     log.info("written to %s", folder)
     return numbers
+
+
+def _maker(
+    run: Run, settings: dict[str, Any], protocol: Any, device: torch.device, folder: Path
+) -> Callable[[VideoBatch], Tensor]:
+    """Samples for a batch, b 3 T H W in uint8. Each is kept in `folder`, so that a stopped evaluation goes on."""
+    last = run.last_checkpoint()
+    model = TextToVideo.of_run(run, last, averaged=True, device=device, precision=None)
+    guidance = classifier_free(
+        model.heard, protocol.guidance, rescale=protocol.guidance_rescale, interval=protocol.guidance_interval
+    )
+    deciding = {
+        name: settings[name] for name in ("sampler", "seed", *(n for n in settings if n.startswith("guidance")))
+    }
+    weights = {name: fact["sha256"] for name, fact in checkpoint.read_manifest(last)["files"].items()}
+    text = json.dumps([deciding, weights, model.conditions.fingerprint()], sort_keys=True)
+    kept = folder / "samples" / hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def place(key: str, caption: str) -> Path:
+        return kept / f"{key}-{hashlib.sha256(caption.encode()).hexdigest()[:8]}.npz"
+
+    def make(batch: VideoBatch) -> Tensor:
+        places = [place(key, caption) for key, caption in zip(batch["key"], batch["caption"], strict=True)]
+        todo = [position for position, path in enumerate(places) if not path.exists()]
+        if todo:
+            _, _, frames, height, width = batch["video"].shape
+            latents = model.latents(
+                [batch["caption"][i] for i in todo],
+                [batch["key"][i] for i in todo],
+                seed=protocol.seed,
+                shape=model.latent_shape(frames, height, width),
+                fps=float(batch["fps"][todo[0]]),
+                sampler=protocol.sampler,
+                guidance=guidance,
+            )
+            for position, latent in zip(todo, latents, strict=True):
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, model.frames(latent).numpy())
+                files.write_whole(places[position], buffer.getvalue())
+        log.info("%d samples there", sum(1 for _ in kept.glob("*.npz")))
+        clips = [np.load(path)["arr_0"] for path in places]
+        return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
+
+    return make
 
 
 def _data(cfg: DictConfig, settings: dict[str, Any], extras: list[str]):
