@@ -9,8 +9,9 @@ import functools
 import logging
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +23,7 @@ from data.decode import resolve_backend
 from data.loader import ValidationLoader, VideoLoader, collate, read_batches
 from data.plain_mp4 import decode_stored
 from data.plan import SequentialPlan, ShardPlan
+from data.precomputed import AUTO, LATENT, CachedClips, CachedSplit, batch_of_latents, find_cache, open_cache
 from data.quarantine import Quarantine
 from data.reader import BrokenSample, ShardReader
 from data.records import Source, StoreSettings
@@ -82,6 +84,7 @@ class VideoData(pl.LightningDataModule):
         self.run_folder: str | os.PathLike | None = None  # whoever has one sets it
         self._indices: dict[str, ShardIndex] = {}
         self._quarantines: dict[str, Quarantine] = {}
+        self._cached: dict[str, CachedSplit] = {}
 
     def setup(self, stage: str) -> None:
         """Read the indices, and say what is missing or does not fit, before anything else is built."""
@@ -100,7 +103,34 @@ class VideoData(pl.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """Of the training shards; belongs to the lineage of a run."""
-        return self._index(self.train_split).fingerprint
+        return self.split_fingerprint(self.train_split)
+
+    def split_fingerprint(self, split: str) -> str:
+        return self._index(split).fingerprint
+
+    def use_cache(self, wanted: str, made_by: Callable[[], Mapping[str, Any]]) -> None:
+        """From here on, `latent` instead of `video`, and embeddings in `extras`, if a cache of these networks has them.
+
+        `wanted` is the folder of a cache, which must then be right, or auto: any that is.
+        """
+        self._cached = {}
+        if obstacle := self._no_cache():
+            if wanted != AUTO:
+                raise ConfigError("this data cannot come from a cache", key="stage.cached", got=wanted, remedy=obstacle)
+            return
+        source, says = self._index(self.train_split), self.trainer is None or self.trainer.is_global_zero
+        found = find_cache(wanted, self.root, source, self.clip, made_by)
+        if found is None:
+            return
+        folder, self._cached[self.train_split] = found
+        if self.val_split is not None:
+            cached, reasons, _ = open_cache(folder, self._index(self.val_split), self.clip, made_by())
+            if cached is not None:
+                self._cached[self.val_split] = cached
+            elif says:
+                log.info("validation reads videos: %s", "; ".join(reasons))
+        if says:
+            log.info("reading %s from the cache %s", ", ".join(self._cached[self.train_split].arrays), folder)
 
     def train_dataloader(self) -> VideoLoader:
         """Endless, with a state."""
@@ -145,23 +175,37 @@ class VideoData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:
         """uint8 crossed the bus; from here on `video` is what VideoBatch promises."""
-        if batch["video"].dtype == torch.uint8:
+        if LATENT in batch.get("extras", {}):
+            return batch_of_latents(batch, next(iter(self._cached.values())).arrays)
+        if "video" in batch and batch["video"].dtype == torch.uint8:
             batch["video"] = to_float(batch["video"]).contiguous()
         return batch
 
+    def _no_cache(self) -> str:
+        """What would have to change before a cache can be read; empty: nothing."""
+        if self.buckets:
+            return "set data.buckets=null: a cache has clips of one size"
+        arrays = sorted(set(self.extras) - self._known_extras("json"))
+        return f"leave {', '.join(arrays)} out of data.extras: a cache has no truth in arrays" if arrays else ""
+
     def _check_extras(self) -> None:
         """A misspelt name would otherwise be None for ever."""
+        known = self._known_extras("json", "npz")
+        for name in self.extras:
+            if name not in known:
+                got = f"{name!r}, which none of the first samples has"
+                raise ConfigError("unknown extras", key="data.extras", got=got, allowed=sorted(known))
+
+    def _known_extras(self, *extensions: str) -> set[str]:
+        """Names of truths in these members of the first samples."""
         index, known = self._index(self.train_split), set()
         reader = ShardReader(
             index=index, cache=self.cache if is_remote(index.folder) else None, max_open=1, max_tables=1
         )
         for number in range(min(_PROBED, index.shards[0].samples)):
             with contextlib.suppress(BrokenSample, ValueError, OSError, AttributeError, zipfile.BadZipFile):
-                known |= extras_names(reader.read(0, number, ("json", "npz"))[1])
-        for name in self.extras:
-            if name not in known:
-                got = f"{name!r}, which none of the first samples has"
-                raise ConfigError("unknown extras", key="data.extras", got=got, allowed=sorted(known))
+                known |= extras_names(reader.read(0, number, extensions)[1])
+        return known
 
     def _index(self, split: str) -> ShardIndex:
         if split not in self._indices:
@@ -176,11 +220,13 @@ class VideoData(pl.LightningDataModule):
         return SequentialPlan(counts=[info.samples for info in self._index(split).shards], limit=limit)
 
     def _reader(self, split: str, plan: ShardPlan | SequentialPlan, clip: ClipSettings | None = None) -> BatchReader:
-        index = self._index(split)
+        cached = self._cached.get(split)
+        index = cached.index if cached else self._index(split)
         cache = self.cache if is_remote(index.folder) else None
         shards = ShardReader(index=index, cache=cache, max_open=_OPEN_FILES, max_tables=_TABLES)
         decoder = functools.partial(decode_stored, backend=self.backend)
-        clips = ClipReader(clip=clip or self.clip, seed=self.seed, extras=self.extras, decoder=decoder)
+        settings = {"clip": clip or self.clip, "seed": self.seed, "extras": self.extras, "decoder": decoder}
+        clips = CachedClips(cached=cached, **settings) if cached else ClipReader(**settings)
         return BatchReader(plan=plan, shards=shards, clips=clips, sample_timeout=self.sample_timeout)
 
     def _quarantine(self, split: str) -> Quarantine:

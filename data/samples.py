@@ -54,6 +54,17 @@ class Clip:
     extras: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is taken of a sample in an epoch."""
+
+    window: range  # of stored frames
+    stored: tuple[int, int, int]  # frames, height, width
+    caption: int  # which of them
+    text: str
+    fps: float  # of the clip
+
+
 class ClipReader:
     """Makes clips from members. BrokenSample says why there is none."""
 
@@ -75,8 +86,18 @@ class ClipReader:
             if not members.get(extension):
                 what = "empty member" if extension in members else "missing member"
                 raise BrokenSample(what, f"{key}.{extension}")
-        info = _metadata(key, members["json"])
-        captions, fps = _captions(info), _number(info, "fps")
+        info = metadata(key, members["json"])
+        choice = self.choose(key, info, epoch)
+        # Decoders conceal damage: only a checksum tells a picture with flipped bits from a true one.
+        if "crc32" in info and info["crc32"] != zlib.crc32(members["mp4"]):
+            raise BrokenSample("damaged video", "its checksum is not the one in the json")
+        video = self._decode(members["mp4"], choice)
+        extras = self.truths(info, members.get("npz"), choice) if self.extras else {}
+        return Clip(video, choice.text, choice.fps, key, extras)
+
+    def choose(self, key: str, info: dict[str, Any], epoch: int) -> Choice:
+        """What is taken of a sample, by what its json says."""
+        captions, fps = captions_of(info), _number(info, "fps")
         stored = frames, height, width = tuple(int(_number(info, name)) for name in ("frames", "height", "width"))
         if frames < self.needed.span:
             raise BrokenSample("too short", f"{frames} frames, {self.needed.span} are needed")
@@ -85,15 +106,11 @@ class ClipReader:
         draw = _draw(self.seed, epoch, key)
         start = draw % (frames - self.clip.span + 1)
         window = range(start, start + self.clip.span, self.clip.frame_stride)
-        # Decoders conceal damage: only a checksum tells a picture with flipped bits from a true one.
-        if "crc32" in info and info["crc32"] != zlib.crc32(members["mp4"]):
-            raise BrokenSample("damaged video", "its checksum is not the one in the json")
-        video = self._decode(members["mp4"], window, height, width)
-        extras = self._extras(info, members.get("npz"), window, stored) if self.extras else {}
-        caption = captions[(draw >> 32) % len(captions)]
-        return Clip(video, caption, fps / self.clip.frame_stride, key, extras)
+        caption = (draw >> 32) % len(captions)
+        return Choice(window, stored, caption, captions[caption], fps / self.clip.frame_stride)
 
-    def _decode(self, mp4: bytes, window: range, height: int, width: int) -> np.ndarray:
+    def _decode(self, mp4: bytes, choice: Choice) -> np.ndarray:
+        window, (_, height, width) = choice.window, choice.stored
         try:
             video = self.decoder(mp4, window)
         except ConfigError:
@@ -109,23 +126,21 @@ class ClipReader:
             return video
         return resize_and_crop(video, self.clip.height, self.clip.width)
 
-    def _extras(
-        self, info: dict[str, Any], npz: bytes | None, window: range, stored: tuple[int, ...]
-    ) -> dict[str, Any]:
+    def truths(self, info: dict[str, Any], npz: bytes | None, choice: Choice) -> dict[str, Any]:
         """What was asked for; None where this sample has none."""
-        truths = info.get("extras")
+        window, truths = choice.window, info.get("extras")
         truths = truths if isinstance(truths, dict) else {}
         found = {name: truths.get(name) for name in self.extras}
         wanted = [name for name in self.extras if name not in truths]
         if wanted and npz:
             arrays = _arrays(npz, wanted)
-            found |= {name: self._cut(name, array, window, stored) for name, array in arrays.items()}
+            found |= {name: self._cut(name, array, choice) for name, array in arrays.items()}
         # What is told per stored frame (a plan's times) can be placed in the clip only by knowing where that begins.
         return found | {"window": np.array([window.start, window.step], dtype=np.int64)}
 
-    def _cut(self, name: str, array: np.ndarray, window: range, stored: tuple[int, ...]) -> np.ndarray:
+    def _cut(self, name: str, array: np.ndarray, choice: Choice) -> np.ndarray:
         """Arrays with an entry for each stored frame, or for each step between two, follow the window."""
-        frames, height, width = stored
+        window, (frames, height, width) = choice.window, choice.stored
         pairs = list(zip(array.shape, array.shape[1:], strict=False))
         axis = 0
         if (height, width) in pairs:
@@ -173,7 +188,8 @@ def _arrays(npz: bytes, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         raise BrokenSample("unreadable arrays", f"{type(error).__name__}: {error}") from error
 
 
-def _metadata(key: str, content: bytes) -> dict[str, Any]:
+def metadata(key: str, content: bytes) -> dict[str, Any]:
+    """What the json of a sample says. BrokenSample when it says nothing."""
     try:
         info = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -187,7 +203,8 @@ def _metadata(key: str, content: bytes) -> dict[str, Any]:
     return info
 
 
-def _captions(info: dict[str, Any]) -> list[str]:
+def captions_of(info: dict[str, Any]) -> list[str]:
+    """All captions of a sample. BrokenSample when one of them cannot be used."""
     captions = info.get("captions", info.get("caption"))
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not captions:

@@ -14,7 +14,10 @@ from vdm.launch import CONF
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "shellscripts").glob("*.sh"))
-PRIMARY = {"train.py": "train", "evaluate.py": "evaluate", "sample.py": "sample", "data.prepare": "prepare"}
+PRIMARY = {
+    "train.py": "train", "evaluate.py": "evaluate", "sample.py": "sample", "data.prepare": "prepare",
+    "data.precompute": "precompute",
+}  # fmt: skip
 
 
 def commands():

@@ -95,6 +95,15 @@ def network_weights(folder: Path, network: str, *, averaged: bool = True) -> dic
     return tensors
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes: equal for the same weights, from whatever file they came."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What became of every tensor when weights were put into a network."""

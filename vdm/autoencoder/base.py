@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vdm.autoencoder.tiling import Tiling, run_tiled
+from vdm.checkpoint import digest
 from vdm.errors import ConfigError
 from vdm.types import LatentShape
 
@@ -39,6 +40,7 @@ class VideoAutoencoder(nn.Module, ABC):
 
     latent_shift: Tensor
     latent_scale: Tensor
+    frames_are_independent = False  # True: the latent of a part of a clip is a part of its latent
 
     def __init__(self, *, stride: Sequence[int], latent_channels: int, tiling: Tiling | None):
         super().__init__()
@@ -88,6 +90,18 @@ class VideoAutoencoder(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latent -> video `b 3 T H W`, not clipped."""
         return self.reconstruct(latent / _per_channel(self.latent_scale) + _per_channel(self.latent_shift))
+
+    @torch.no_grad()
+    def latents(self, video: Tensor) -> Tensor:
+        """What a diffusion model is trained on: `encode`, one clip after the other in full precision. A latent is then
+        the same, to the last bit, in every batch, in a cache and whatever the trainer computes in.
+        """
+        with torch.autocast(video.device.type, enabled=False):
+            return torch.cat([self.encode(clip[None]) for clip in video]).contiguous()
+
+    def fingerprint(self) -> dict[str, str]:
+        """What decides the latents."""
+        return {"network": type(self).__name__, "weights": digest(self.state_dict())}
 
     def forward(self, video: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, DiagonalGaussian]:
         """Reconstruction from a posterior sample, and the posterior: what training needs."""

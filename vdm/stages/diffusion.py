@@ -51,6 +51,7 @@ class DiffusionStage(Stage):
         joint_drop_prob: Fraction,
         joint_keep_prob: Fraction,
         noise_levels: PositiveInt,
+        cached: str | None,
         previews: Previews,
         optimizer: Callable[[Iterable], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
@@ -86,13 +87,22 @@ class DiffusionStage(Stage):
             embed_width=self.conditions.embed_width,
         )
         self.backbone, self.objective = backbone, objective
-        self.noise_levels, self.previews = noise_levels, previews
+        self.noise_levels, self.previews, self.cached = noise_levels, previews, cached
         self.level_losses = [float("nan")] * noise_levels  # running means, from the clean end to noise
 
     def train(self, mode: bool = True) -> DiffusionStage:
         super().train(mode)
         self.autoencoder.eval()
         return self
+
+    def on_fit_start(self) -> None:
+        """Weights are in place by now, of a parent or of the checkpoint that is continued: a cache must be theirs."""
+        if self.cached is not None and self.trainer.datamodule is not None:
+            self.trainer.datamodule.use_cache(self.cached, self.made_by)
+
+    def made_by(self) -> dict[str, Any]:
+        """What decides latents and embeddings, less what is still being trained."""
+        return {"autoencoder": self.autoencoder.fingerprint(), "conditions": self.conditions.fingerprint()}
 
     def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
         latent = self.latent_of(batch)
@@ -106,9 +116,7 @@ class DiffusionStage(Stage):
 
     @torch.no_grad()
     def latent_of(self, batch: VideoBatch) -> Tensor:
-        """Normalised latents `b c t h w`: the batch's own, or what the autoencoder makes of its videos. In full precision,
-        so that a latent is the same whatever the trainer computes in.
-        """
+        """Normalised latents `b c t h w`: the batch's own, or what the autoencoder makes of its videos."""
         if "latent" in batch:
             latent = batch["latent"]
             if latent.dim() != 5 or latent.shape[1] != self.autoencoder.latent_channels:
@@ -116,8 +124,7 @@ class DiffusionStage(Stage):
                 raise DataError("these latents are not of this autoencoder", key="latent", got=tuple(latent.shape),
                                 allowed=allowed)  # fmt: skip
             return latent.float()
-        with torch.autocast(self.device.type, enabled=False):
-            return self.autoencoder.encode(batch["video"])
+        return self.autoencoder.latents(batch["video"])
 
     def _note_levels(self, losses: Tensor, levels: Tensor) -> None:
         """A batch holds few samples of a noise level, so what is logged of each is a running mean."""
