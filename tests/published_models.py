@@ -78,6 +78,8 @@ def write_text_to_video(folder, **unet):
         unet=randomise(diffusers.UNet3DConditionModel(**(UNET | unet)), 3),
         scheduler=diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
     )
+    for network in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        network.eval()
     pipeline.save_pretrained(folder)
     return pipeline
 
