@@ -118,6 +118,7 @@ class VideoData(pl.LightningDataModule):
             if wanted != AUTO:
                 raise ConfigError("this data cannot come from a cache", key="stage.cached", got=wanted, remedy=obstacle)
             return
+        made_by = functools.cache(made_by)  # hashing weights takes seconds where they are large
         source, says = self._index(self.train_split), self.trainer is None or self.trainer.is_global_zero
         found = find_cache(wanted, self.root, source, self.clip, made_by)
         if found is None:
