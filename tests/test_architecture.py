@@ -43,6 +43,7 @@ LIGHT = (
     "vdm/lineage.py",
     "vdm/autoencoder/published.py",
     "vdm/backbones/published.py",
+    "vdm/export/request.py",
     "vdm/checks.py",
     "vdm/errors.py",
     "vdm/restore.py",
