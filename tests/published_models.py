@@ -35,7 +35,7 @@ def byte_letters():
     return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(rest))]
 
 
-def write_tokenizer(folder):
+def write_tokenizer(folder, length=LENGTH):
     """Byte pairs, as CLIP's: any text can be written with them."""
     merges = [("r", "e"), ("re", "d</w>"), ("o", "k</w>")]
     words = [*byte_letters(), *(letter + "</w>" for letter in byte_letters()), *("".join(pair) for pair in merges)]
@@ -43,17 +43,19 @@ def write_tokenizer(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "pad_token": "<|endoftext|>"}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "pad_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return vocabulary
 
 
-def randomise(module, seed=0):
+def randomise(module, seed=0, scale=0.1):
     """Zero-initialised layers would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.1 if parameter.ndim > 1 else 0.3))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * (scale if parameter.ndim > 1 else 3 * scale)
+            )
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1)
     return module
