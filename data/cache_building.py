@@ -77,7 +77,7 @@ class CacheBuilder:
         if not self.encoder.every_frame:
             self._refuse_moving_cuts(source)
         if self._begin(folder, settings):
-            return Outcome(read_index(folder), folder, was_finished=True)
+            return Outcome(_index_of(folder), folder, was_finished=True)
         mine = range(self.rank, len(source.shards), self.world_size)
         todo = [number for number in mine if _finished(folder, source, number) is None]
         total = sum(source.shards[number].samples for number in mine)
@@ -118,7 +118,7 @@ class CacheBuilder:
             raise DataError("cannot write to the cache", key="output", got=f"{folder}: {error}") from error
         with _locked(folder):
             is_finished = (folder / INDEX).exists()
-            existing = read_index(folder).settings if is_finished else read_settings(folder)
+            existing = _index_of(folder).settings if is_finished else read_settings(folder)
             if existing is None:
                 write_settings(folder, settings)
             elif existing != settings:
@@ -151,7 +151,7 @@ class CacheBuilder:
     def _finish(self, folder: Path, source: ShardIndex, settings: dict[str, Any]) -> Outcome:
         with _locked(folder):
             if (folder / INDEX).exists():
-                return Outcome(read_index(folder), folder)
+                return Outcome(_index_of(folder), folder)
             notes = [_finished(folder, source, number) for number in range(len(source.shards))]
             if None in notes:
                 return Outcome(None, folder)
@@ -206,6 +206,14 @@ class _Job:
     def _reader(self, frames: int, stride: int | None = None) -> ClipReader:
         clip = replace(self.clip, frames=frames, frame_stride=stride or self.clip.frame_stride)
         return ClipReader(clip=clip, seed=0, extras=(), decoder=self.decoder)
+
+
+def _index_of(folder: Path) -> ShardIndex:
+    try:
+        return read_index(folder)
+    except DataError as error:
+        remedy = "delete this folder, then the same command makes it again"
+        raise DataError(f"the cache is damaged: {error.what}", key="output", got=error.got, remedy=remedy) from error
 
 
 def _moving(got: str) -> ConfigError:

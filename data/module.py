@@ -131,7 +131,8 @@ class VideoData(pl.LightningDataModule):
             elif says:
                 log.info("validation reads videos: %s", "; ".join(reasons))
         if says:
-            log.info("reading %s from the cache %s", ", ".join(self._cached[self.train_split].arrays), folder)
+            arrays = [f"{name} ({dtype})" for name, dtype in self._cached[self.train_split].arrays.items()]
+            log.info("reading %s from the cache %s", ", ".join(arrays), folder)
 
     def train_dataloader(self) -> VideoLoader:
         """Endless, with a state."""

@@ -33,6 +33,9 @@ def main(cfg: DictConfig) -> None:
     from data.tar import is_remote
     from vdm.precomputing import clip_encoder
 
+    workers = cfg.num_workers
+    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 0):
+        raise ConfigError("out of range", key="num_workers", got=workers, allowed="a whole number from 0, or null")
     root, splits = str(cfg.data.root).rstrip("/"), _splits(cfg)
     output = str(cfg.output or f"{root}/{FOLDER}")
     if is_remote(output):
@@ -48,7 +51,7 @@ def main(cfg: DictConfig) -> None:
         clip=clip,
         decoder=functools.partial(decode_stored, backend=cfg.data.backend),
         encoder=encoder,
-        num_workers=len(os.sched_getaffinity(0)) if cfg.num_workers is None else cfg.num_workers,
+        num_workers=len(os.sched_getaffinity(0)) if workers is None else workers,
         timeout=float(cfg.data.sample_timeout or 1e9),
         rank=int(os.environ.get("RANK", "0")),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),

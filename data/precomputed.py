@@ -43,6 +43,11 @@ class CachedSplit:
     arrays: Mapping[str, str]
     every_frame: bool  # latents of all stored frames, cut like these; else of the only clip there is
 
+    @property
+    def worth(self) -> tuple[int, bool]:
+        """What a run that may choose goes by: how much it has, then how exact that is."""
+        return len(self.arrays), self.arrays[LATENT] == "float32"
+
 
 def settings_of_clip(clip: ClipSettings, *, every_frame: bool) -> dict[str, int]:
     """What decides the pixels that a cache was made of."""
@@ -108,7 +113,7 @@ def find_cache(
         found, reasons, others = open_cache(folder, source, clip, made)
         if found is None or (others and wanted != AUTO):
             refused.append((folder, [*reasons, *others]))
-        elif best is None or len(found.arrays) > len(best[1].arrays):
+        elif best is None or found.worth > best[1].worth:
             best = (folder, found)
     if wanted != AUTO and refused:
         raise DataError(
@@ -138,7 +143,7 @@ class CachedClips:
     def read(self, key: str, members: dict[str, bytes], epoch: int) -> Clip:
         """One sample. BrokenSample where training on the videos would have met one."""
         if BROKEN in members:
-            raise BrokenSample(**json.loads(members[BROKEN]))
+            raise self._broken(key, members[BROKEN])
         if not members.get("json") or not members.get("npz"):
             raise self._damaged(key, "a member is missing")
         info = metadata(key, members["json"])
@@ -156,6 +161,13 @@ class CachedClips:
             arrays[LATENT] = arrays[LATENT][:, window.start : window.stop : window.step]
         nothing = np.zeros((1, 1, 1, 3), np.uint8)
         return Clip(nothing, choice.text, choice.fps, key, asked | arrays)
+
+    def _broken(self, key: str, content: bytes) -> Exception:
+        try:
+            reason = json.loads(content)
+            return BrokenSample(str(reason["kind"]), str(reason["detail"]))
+        except (ValueError, KeyError, TypeError) as error:
+            return self._damaged(key, f"{type(error).__name__}: {error}")
 
     def _damaged(self, key: str, detail: str) -> DataError:
         remedy = "delete the folder and precompute again"

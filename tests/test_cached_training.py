@@ -107,7 +107,9 @@ def test_losses_with_a_cache_are_those_without(data_root, parent, t5_folder, cac
     runs = {}
     for name, cached in (("videos", "null"), ("cache", "auto")):
         compose_and_train(settings(data_root, tmp_path / name, parent, t5_folder, f"stage.cached={cached}"))
-        assert ("reading latent, text, text_mask from the cache" in caplog.text) == (name == "cache")
+        assert ("reading latent (float32), text (float32), text_mask (bool) from the cache" in caplog.text) == (
+            name == "cache"
+        )
         runs[name] = Run(tmp_path / name / "it")
     ours, theirs = (test_resume.losses_of(runs[name]) for name in ("cache", "videos"))
     assert len({row["train/loss"] for row in theirs}) > STEPS // 2

@@ -1,5 +1,6 @@
 """What every autoencoder of conf/ has to keep, at reduced width. A new yaml is tested unasked."""
 
+import copy
 from pathlib import Path
 
 import hydra
@@ -95,3 +96,39 @@ def test_last_layer_is_the_last(model):
     model.reconstruct(model.posterior(x).mode()).sum().backward()
     assert model.last_layer.grad is not None
     assert any(p is model.last_layer for p in model.parameters())
+
+
+@torch.no_grad()
+def test_a_latent_does_not_depend_on_its_batch(model):
+    video = clip(model, batch=5)
+    whole = model.latents(video)
+    assert torch.equal(whole[1:3], model.latents(video[1:3]))
+    assert whole.is_contiguous()
+    torch.testing.assert_close(whole, model.encode(video))
+
+
+@torch.no_grad()
+def test_only_independent_frames_are_said_to_be(model):
+    """A cache cuts such latents in time."""
+    t = model.stride[0]
+    video = torch.rand(1, 3, 6 * t, 2 * model.stride[1], 2 * model.stride[2]) * 2 - 1
+    torch.manual_seed(0)
+    for parameter in model.parameters():  # some begin as zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    whole, part = model.encode(video)[:, :, 2:4], model.encode(video[:, :, 2 * t : 4 * t])
+    assert torch.allclose(whole, part, rtol=1e-4, atol=1e-5) == model.frames_are_independent
+
+
+def test_the_fingerprint_is_that_of_the_weights(model):
+    before = model.fingerprint()
+    assert before == build_like(model).fingerprint()
+    with torch.no_grad():
+        model.latent_scale[0] += 1e-6
+    assert model.fingerprint() != before
+
+
+def build_like(model):
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.data = parameter.data.contiguous(memory_format=torch.contiguous_format)
+    return other

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import zlib
+from dataclasses import replace
 from multiprocessing import forkserver
 
 import numpy as np
@@ -20,7 +21,7 @@ from test_module import CLIP, module
 from data import cache_building
 from data.cache_building import CacheBuilder
 from data.plain_mp4 import decode_stored
-from data.precomputed import caches_in
+from data.precomputed import CachedSplit, caches_in
 from data.reader import ShardReader
 from data.samples import ClipSettings
 from data.shards import ShardWriter, read_index
@@ -282,6 +283,22 @@ def test_damage_stops_the_run_and_is_no_broken_sample(root, cache, tmp_path):
         path.write_bytes(content)
     with pytest.raises(DataError, match="the cache is damaged"):
         batches(reading(root, folder), 6)
+
+
+def test_a_cache_that_lost_a_file_is_refused(root, cache, tmp_path):
+    build(root, tmp_path, splits=["val"])
+    next(tmp_path.rglob("*.tar")).unlink()
+    with pytest.raises(DataError, match="the cache is damaged: the shards are not those of the index") as error:
+        build(root, tmp_path, splits=["val"])
+    assert "delete this folder" in str(error.value)
+
+
+def test_of_two_that_fit_the_exact_one_is_read(root, tmp_path):
+    one = CachedSplit(read_index(root / "train"), {"latent": "float16"}, False)
+    assert one.worth < replace(one, arrays={"latent": "float32"}).worth
+    assert (
+        replace(one, arrays={"latent": "float32"}).worth < replace(one, arrays={"latent": "float16", "text": ""}).worth
+    )
 
 
 # ---- however making it ended ------------------------------------------------------------------------------------------
