@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from vdm.errors import DataError
+
 FONTS = "DejaVu Sans, Verdana, Arial, sans-serif"
 INK = "#222222"
 PNG_SCALE = 2
+MAX_PIXELS = 50_000_000
 NARROW = frozenset("iljtfrI.,:;'|!()[] -")
 BROAD = frozenset("mwMW@%")
 
@@ -142,18 +145,23 @@ class Canvas:
         """A Pillow image at twice the size. Its built-in font knows Latin letters; SVG shows every script."""
         from PIL import Image, ImageDraw, ImageFont
 
-        def scaled(*points: tuple[float, float]) -> list[tuple[float, float]]:
-            return [(x * PNG_SCALE, y * PNG_SCALE) for x, y in points]
+        scale = PNG_SCALE if self.width * self.height * PNG_SCALE**2 <= MAX_PIXELS else 1
+        if self.width * self.height > MAX_PIXELS:
+            got = f"{self.width:.0f} x {self.height:.0f} pixels"
+            raise DataError("the drawing is too large for a PNG", got=got, remedy="ask for .svg")
 
-        image = Image.new("RGB", (round(self.width * PNG_SCALE), round(self.height * PNG_SCALE)), "#ffffff")
+        def scaled(*points: tuple[float, float]) -> list[tuple[float, float]]:
+            return [(x * scale, y * scale) for x, y in points]
+
+        image = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), "#ffffff")
         draw = ImageDraw.Draw(image)
         for shape in self.shapes:
             if isinstance(shape, Polygon):
-                draw.polygon(scaled(*shape.points), fill=shape.fill, outline=shape.stroke, width=PNG_SCALE)
+                draw.polygon(scaled(*shape.points), fill=shape.fill, outline=shape.stroke, width=scale)
             elif isinstance(shape, Line):
-                draw.line(scaled(shape.start, shape.end), fill=shape.colour, width=round(shape.width * PNG_SCALE))
+                draw.line(scaled(shape.start, shape.end), fill=shape.colour, width=round(shape.width * scale))
             else:
-                font = ImageFont.load_default(shape.size * PNG_SCALE)
+                font = ImageFont.load_default(shape.size * scale)
                 anchor = "mm" if shape.is_centred else "lm"
                 bold = 1 if shape.is_bold else 0
                 where = scaled((shape.x, shape.y))[0]

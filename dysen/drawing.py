@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 
 from dysen.canvas import INK, Canvas, Line, Polygon, line_height, stacked, text_width, wrapped
@@ -25,6 +27,7 @@ GREY, PALE, WHITE = "#8a8a8a", "#f2f2f2", "#ffffff"
 SIZE, SMALL, MARGIN, PAD = 13, 11, 16, 6
 LABEL_WIDTH, OBJECT_WIDTH, RELATION_WIDTH, GAP = 300, 140, 140, 72
 ROW_WIDTH = 1480
+MAX_LANES = 8
 
 
 def colours(names: tuple[str, ...]) -> dict[str, str]:
@@ -40,8 +43,9 @@ def draw_caption(caption: str, width: float) -> Canvas:
     return canvas
 
 
-def draw_plan(plan: Plan) -> Canvas:
+def draw_plan(plan: Plan, *, fills: dict[str, str] | None = None) -> Canvas:
     """A row for each event, in the order they are told, and a column for each tick."""
+    fills = fills or colours(plan.objects)
     texts = [" - ".join(filter(None, (e.agent, e.predicate, e.target))) for e in plan.events]
     labels = [wrapped(text, SIZE, LABEL_WIDTH) for text in texts]
     left = MARGIN + max(text_width(line, SIZE) for lines in labels for line in lines) + 2 * PAD
@@ -58,7 +62,6 @@ def draw_plan(plan: Plan) -> Canvas:
             canvas.lines(x, MARGIN + line_height(SMALL) / 2, [f"{tick}v"], SMALL, is_centred=True, colour=GREY)
     if plan.last % step:
         canvas.lines(right, MARGIN + line_height(SMALL) / 2, [f"{plan.last}v"], SMALL, is_centred=True, colour=GREY)
-    fills = colours(plan.objects)
     for event, lines, height in zip(plan.events, labels, heights, strict=True):
         canvas.lines(MARGIN, top + height / 2, lines, SIZE)
         x, bar = left + event.start * column, min(height - 2 * PAD, 20)
@@ -67,12 +70,12 @@ def draw_plan(plan: Plan) -> Canvas:
     return canvas
 
 
-def draw_dsg(dsg: DynamicSceneGraph) -> Canvas:
+def draw_dsg(dsg: DynamicSceneGraph, *, fills: dict[str, str] | None = None) -> Canvas:
     """A panel for each run of equal graphs: objects on the left, at one height in all panels, relations on the right.
 
     Planned relations are filled, imagined ones dashed; attributes stand below their object.
     """
-    layout = Layout(dsg)
+    layout = Layout(dsg, fills or colours(dsg.objects))
     panels = _runs(dsg)
     columns = max(1, min(len(panels), int((ROW_WIDTH - 2 * MARGIN) // (layout.width + MARGIN))))
     rows = -(-len(panels) // columns)
@@ -99,10 +102,10 @@ def _runs(dsg: DynamicSceneGraph) -> list[tuple[int, int, SceneGraph]]:
 class Layout:
     """Sizes that all panels share."""
 
-    def __init__(self, dsg: DynamicSceneGraph):
-        self.fills = colours(dsg.objects)
+    def __init__(self, dsg: DynamicSceneGraph, fills: dict[str, str]):
+        self.fills = fills
         given: dict[str, dict[str, None]] = {name: {} for name in dsg.objects}
-        relations = {t.predicate: None for graph in dsg for t in graph.actions + graph.relations}
+        relations = {t.predicate: None for graph in dsg for t in graph.triplets}
         for graph in dsg:
             for entry in graph.objects:
                 given[entry.name].update(dict.fromkeys(entry.attributes))
@@ -111,11 +114,13 @@ class Layout:
         pills = [wrapped(attribute, SMALL, OBJECT_WIDTH) for found in given.values() for attribute in found]
         self.object_width = _widest(self.names.values(), SIZE, pills) + 2 * PAD
         self.relation_width = _widest(self.said.values(), SMALL, []) + 4 * PAD
-        lanes = [self.lane(name, tuple(found)) for name, found in given.items()]
-        self.tops = dict(zip(given, [sum(lanes[:i]) for i in range(len(lanes))], strict=True))
-        stacks = [sum(self.slot(t) for t in graph.actions + graph.relations) for graph in dsg]
+        lanes = {name: self.lane(name, tuple(found)) for name, found in given.items()}
+        # With many objects a lane for each would leave the panels nearly empty; then each panel packs its own.
+        self.tops = _tops(lanes) if len(lanes) <= MAX_LANES else None
+        bodies = [sum(lanes.values())] if self.tops is not None else [self.packed(graph)[1] for graph in dsg]
+        stacks = [sum(self.slot(t) for t in graph.triplets) for graph in dsg]
         self.title = line_height(SIZE) + 2 * PAD
-        self.body = max(sum(lanes), *stacks, line_height(SIZE))
+        self.body = max(*bodies, *stacks, line_height(SIZE))
         self.width = 2 * PAD + self.object_width + (GAP + self.relation_width if self.said else 0)
         self.height = self.title + self.body + PAD
 
@@ -129,6 +134,11 @@ class Layout:
     def pill(self, attribute: str) -> float:
         return len(wrapped(attribute, SMALL, OBJECT_WIDTH)) * line_height(SMALL) + 4
 
+    def packed(self, graph: SceneGraph) -> tuple[dict[str, float], float]:
+        """Where the objects of one graph stand without gaps, and the height of all."""
+        lanes = {entry.name: self.lane(entry.name, entry.attributes) for entry in graph.objects}
+        return _tops(lanes), sum(lanes.values())
+
     def slot(self, triplet: Triplet) -> float:
         return len(self.said[triplet.predicate]) * line_height(SMALL) + 3 * PAD
 
@@ -138,8 +148,9 @@ class Layout:
         canvas.lines(left + PAD, top + self.title / 2, [title], SIZE, is_bold=True)
         top += self.title
         x = left + PAD
+        tops = self.tops or self.packed(graph)[0]
         for entry in graph.objects:
-            y, height = top + self.tops[entry.name], self.node(entry.name)
+            y, height = top + tops[entry.name], self.node(entry.name)
             canvas.rectangle(x, y, self.object_width, height, self.fills[entry.name], GREY)
             canvas.lines(x + self.object_width / 2, y + height / 2, self.names[entry.name], SIZE, is_centred=True)
             y += height
@@ -149,19 +160,20 @@ class Layout:
                 lines = wrapped(attribute, SMALL, OBJECT_WIDTH)
                 canvas.lines(x + self.object_width / 2, y + height / 2, lines, SMALL, is_centred=True)
                 y += height
-        self._relations(canvas, x + self.object_width, top, graph)
+        self._relations(canvas, x + self.object_width, top, graph, tops)
 
-    def _relations(self, canvas: Canvas, left: float, top: float, graph: SceneGraph) -> None:
+    def _relations(self, canvas: Canvas, left: float, top: float, graph: SceneGraph, tops: dict[str, float]) -> None:
         """Hexagons on the right and the edges between; edges run only in the gap, so they cross no label."""
-        triplets = sorted(graph.actions + graph.relations, key=self._wanted)
-        middles = self._places(triplets)
+        wanted = {t: sum(tops[n] + self.node(n) / 2 for n in t.names) / len(t.names) for t in graph.triplets}
+        triplets = sorted(wanted, key=wanted.__getitem__)
+        middles = self._places(triplets, wanted)
         ports: dict[str, list[tuple[int, str]]] = {name: [] for name in graph.names}
         for i, triplet in enumerate(triplets):
             ports[triplet.subject].append((i, "subject"))
             if triplet.object is not None:
                 ports[triplet.object].append((i, "object"))
         at = {
-            (name, *port): top + self.tops[name] + self.node(name) * (n + 1) / (len(found) + 1)
+            (name, *port): top + tops[name] + self.node(name) * (n + 1) / (len(found) + 1)
             for name, found in ports.items()
             for n, port in enumerate(found)
         }
@@ -179,15 +191,11 @@ class Layout:
             canvas.shapes.append(Polygon(points, fill, GREY, is_dashed=not is_planned))
             canvas.lines(x + self.relation_width / 2, y, self.said[triplet.predicate], SMALL, is_centred=True)
 
-    def _wanted(self, triplet: Triplet) -> float:
-        """The height a relation would best stand at: between its objects."""
-        return sum(self.tops[name] + self.node(name) / 2 for name in triplet.names) / len(triplet.names)
-
-    def _places(self, triplets: list[Triplet]) -> list[float]:
-        """Heights of the middles, as near to the wanted ones as fits without overlap."""
+    def _places(self, triplets: list[Triplet], wanted: dict[Triplet, float]) -> list[float]:
+        """Heights of the middles, as near to the wanted ones, between their objects, as fits without overlap."""
         tops, low = [], 0.0
         for triplet in triplets:
-            tops.append(max(low, self._wanted(triplet) - self.slot(triplet) / 2))
+            tops.append(max(low, wanted[triplet] - self.slot(triplet) / 2))
             low = tops[-1] + self.slot(triplet)
         high = self.body
         for i in range(len(triplets) - 1, -1, -1):
@@ -196,15 +204,22 @@ class Layout:
         return [start + self.slot(triplet) / 2 for start, triplet in zip(tops, triplets, strict=True)]
 
 
-def _widest(texts, size: int, pills: list[list[str]]) -> float:
+def _tops(lanes: dict[str, float]) -> dict[str, float]:
+    heights = [0.0, *accumulate(lanes.values())]
+    return dict(zip(lanes, heights, strict=False))
+
+
+def _widest(texts: Iterable[list[str]], size: int, pills: list[list[str]]) -> float:
     widths = [text_width(line, size) for lines in texts for line in lines]
     return max([*widths, *(text_width(line, SMALL) for lines in pills for line in lines), 40.0])
 
 
 def draw(plan: Plan | None, dsg: DynamicSceneGraph | None, caption: str = "") -> Canvas:
     """Caption, timeline and graphs, whatever there is, one below the other."""
-    parts = [draw_plan(plan)] if plan is not None else []
-    parts += [draw_dsg(dsg)] if dsg is not None else []
+    names = (plan.objects if plan is not None else ()) + (dsg.objects if dsg is not None else ())
+    fills = colours(tuple(dict.fromkeys(names)))
+    parts = [draw_plan(plan, fills=fills)] if plan is not None else []
+    parts += [draw_dsg(dsg, fills=fills)] if dsg is not None else []
     assert parts, "nothing to draw"
     width = max(max(part.width for part in parts), 480.0)
     return stacked(([draw_caption(caption, width)] if clean(caption) else []) + parts)

@@ -6,6 +6,7 @@ end, "person #2", which is not part of the label that an encoder reads.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 
@@ -30,13 +31,18 @@ def _is_wanted(character: str) -> bool:
     return character.isspace() or (unicodedata.category(character) not in ("Cc", "Cs") and character not in UNWANTED)
 
 
+@functools.lru_cache(maxsize=8192)
+def _is_clean(name: str) -> bool:
+    return clean(name) == name
+
+
 def check_name(name: object, what: str) -> None:
     """A `PlanError` unless this is a clean, non-empty name of bounded length."""
     if not isinstance(name, str):
         raise PlanError(f"{what} is not a text", got=shorten(repr(name)))
     if not name or len(name) > MAX_NAME:
         raise PlanError(f"{what} has no valid length", got=shorten(name), allowed=f"1 to {MAX_NAME} characters")
-    if clean(name) != name:
+    if not _is_clean(name):
         allowed = "one line, single spaces, no control characters"
         raise PlanError(f"{what} is not a clean text", got=shorten(ascii(name)), allowed=allowed)
 

@@ -261,6 +261,7 @@ def _says_nothing(text: str) -> bool:
     """The answer is that there is nothing to add: in words, a dash, or as brackets with nothing in them."""
     if len(text) > 8 * MAX_NAME:
         return False
+    text = "\n".join(FENCE.findall(text)) or text
     said = {clean(line).strip("().[] ").casefold() for line in text.splitlines()} - {""}
     if said and said <= NOTHING_TO_ADD:
         return True

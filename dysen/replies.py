@@ -85,7 +85,7 @@ def scene_reply(addition: SceneGraph) -> SceneReply:
     return SceneReply.model_construct(
         triplets=[
             TripletReply.model_construct(subject=t.subject, predicate=t.predicate, object=t.object)
-            for t in addition.actions + addition.relations
+            for t in addition.triplets
             if t.object is not None
         ],
         attributes=[

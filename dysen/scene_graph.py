@@ -58,7 +58,7 @@ class SceneGraph:
     def __post_init__(self):
         assert all(isinstance(part, tuple) for part in (self.objects, self.actions, self.relations)), "tuples"
         names = [entry.name for entry in self.objects]
-        triplets = self.actions + self.relations
+        triplets = self.triplets
         if len(names) > MAX_OBJECTS or len(triplets) > MAX_TRIPLETS:
             got = f"{len(names)} objects, {len(triplets)} triplets"
             raise PlanError("a scene graph is too large", got=got, allowed=f"{MAX_OBJECTS}, {MAX_TRIPLETS}")
@@ -95,9 +95,9 @@ class SceneGraph:
         return tuple(entry.name for entry in self.objects)
 
     @property
-    def num_relations(self) -> int:
-        """Relation nodes: actions and relations."""
-        return len(self.actions) + len(self.relations)
+    def triplets(self) -> tuple[Triplet, ...]:
+        """The relation nodes: actions, then relations."""
+        return self.actions + self.relations
 
     def planned(self) -> SceneGraph:
         """Only what the plan put there."""
@@ -118,7 +118,7 @@ class SceneGraph:
             for _ in entry.attributes:
                 found.append((place[entry.name], at))
                 at += 1
-        for triplet in self.actions + self.relations:
+        for triplet in self.triplets:
             found.append((place[triplet.subject], at))
             if triplet.object is not None:
                 found.append((at, place[triplet.object]))
@@ -175,12 +175,10 @@ def enrich(graph: SceneGraph, addition: SceneGraph) -> SceneGraph:
     fresh_names = dict.fromkeys(known(name) for name in addition.names if known(name) not in graph.names)
     room = {*graph.names, *list(fresh_names)[: MAX_OBJECTS - len(graph.objects)]}
     triplets = dict.fromkeys(
-        Triplet(known(t.subject), t.predicate, known(t.object))
-        for t in addition.actions + addition.relations
-        if t.object is not None
+        Triplet(known(t.subject), t.predicate, known(t.object)) for t in addition.triplets if t.object is not None
     )
     old = {*graph.actions, *graph.relations}
-    fresh = [t for t in triplets if t not in old and room.issuperset(t.names)][: MAX_TRIPLETS - graph.num_relations]
+    fresh = [t for t in triplets if t not in old and room.issuperset(t.names)][: MAX_TRIPLETS - len(graph.triplets)]
     attributes = {entry.name: dict.fromkeys(entry.attributes) for entry in graph.objects}
     for entry in addition.objects:
         if known(entry.name) in room:

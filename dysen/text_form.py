@@ -22,6 +22,7 @@ MARKED = re.compile(
 )
 LINE = re.compile(r"\s*(\d{1,3})v:(.*)")
 TICK = re.compile(r"(\d{1,3})v")
+NUMERIC = re.compile(r"[\d.+-]+v?")
 
 
 def plan_to_text(plan: Plan) -> str:
@@ -96,7 +97,7 @@ def _names(*names: str | None) -> str:
 
 def quoted(name: str) -> str:
     """The name, in double quotes where it would be read as something else."""
-    if name == NOTHING or TICK.fullmatch(name) or MARKED.search(name):
+    if name == NOTHING or NUMERIC.fullmatch(name) or MARKED.search(name):
         return json.dumps(name, ensure_ascii=False)
     return name
 

@@ -89,8 +89,9 @@ def event_in(group: Group, key: str | None = None) -> tuple[list[FoundEvent], li
 
 
 def _positional_event(group: Group, fields: list[Item]) -> tuple[list[FoundEvent], list[Item]] | None:
-    if len(fields) >= 4 and isinstance(fields[0].parts[0], Text) and EVENT_NUMBER.fullmatch(fields[0].parts[0].value):
-        fields = fields[1:]
+    match fields:
+        case [Item(parts=[Text(value=number, is_quoted=False)]), *rest] if EVENT_NUMBER.fullmatch(number):
+            fields = rest if len(rest) >= (4 if number.isdecimal() else 3) else fields
     at, used, time = _time(fields, group)
     names = fields[:at]
     if time is None or len(names) < 2 or not all(map(is_plain, names)):
@@ -156,21 +157,27 @@ def _fields(group: Group) -> list[Item]:
 
 
 def _time(fields: list[Item], group: Group) -> tuple[int, int, tuple[float, float] | None]:
-    """Where the time stands, how many fields it takes, and its start and end."""
-    for at in range(1, len(fields)):
-        item = fields[at]
-        time = span_of(item.parts[0]) if len(item.parts) == 1 else None
-        if time is not None:
-            return at, 1, time
-        start = number_of(item)
-        if start is None or not group.is_closed:
-            continue
-        end = number_of(fields[at + 1]) if at + 1 < len(fields) else None
-        if end is not None:
-            return at, 2, (start, end)
-        if at >= 3 and at + 1 == len(fields):
-            return at, 1, (start, start)
+    """Where the time stands, how many fields it takes, and its start and end. In quotes only if nowhere else."""
+    for fits in (_is_bare, bool):
+        for at in range(1, len(fields)):
+            if not fits(fields[at]):
+                continue
+            time = span_of(fields[at].parts[0]) if len(fields[at].parts) == 1 else None
+            if time is not None:
+                return at, 1, time
+            start = number_of(fields[at])
+            if start is None or not group.is_closed:
+                continue
+            end = number_of(fields[at + 1]) if at + 1 < len(fields) and fits(fields[at + 1]) else None
+            if end is not None:
+                return at, 2, (start, end)
+            if at >= 3 and at + 1 == len(fields):
+                return at, 1, (start, start)
     return len(fields), 0, None
+
+
+def _is_bare(item: Item) -> bool:
+    return not (isinstance(item.parts[0], Text) and item.parts[0].is_quoted)
 
 
 def _keyed_time(keyed: dict[str | None, Item], group: Group) -> tuple[float, float] | None:
