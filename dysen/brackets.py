@@ -22,7 +22,9 @@ COLONS = ":："
 END = r"(?=\s{0,64}(?:[])},:，、،：）］｝】]|\Z))"
 # Atomic and possessive: a text of escapes is read in one way only, and in linear time.
 QUOTES = {
-    opener: re.compile(rf"{opener}((?>[^\\\n{closer}]|\\u[0-9a-fA-F]{{4}}|\\[^\n]|{closer}(?!{END})){{0,200}}+){closer}{END}")
+    opener: re.compile(
+        rf"{opener}((?>[^\\\n{closer}]|\\u[0-9a-fA-F]{{4}}|\\[^\n]|{closer}(?!{END})){{0,200}}+){closer}{END}"
+    )
     for opener, closer in (
         ('"', '"'),
         ("'", "'"),

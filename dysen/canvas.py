@@ -127,11 +127,16 @@ class Canvas:
         return [shape for shape in self.shapes if isinstance(shape, Label)]
 
     def save(self, path: Path) -> None:
-        """As SVG or PNG, by the suffix."""
-        if path.suffix == ".svg":
-            path.write_text(self.to_svg(), encoding="utf-8")
-        else:
-            self.to_image().save(path)
+        """As SVG or PNG, by the suffix; written beside its place and renamed."""
+        partial = path.with_name(f".{path.name}.part")
+        try:
+            if path.suffix == ".svg":
+                partial.write_text(self.to_svg(), encoding="utf-8")
+            else:
+                self.to_image().save(partial, format="png")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def to_svg(self) -> str:
         head = (

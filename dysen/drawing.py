@@ -2,8 +2,8 @@
 
     python -m dysen.drawing plan.json plan.svg
 
-The json is a plan, a list of scene graphs, or an object with "plan", "scene_graphs" and "caption", such as the json that
-stands beside a clip of the shapes world. A plan without graphs is drawn with those that step II gives.
+The json is a plan, a list of scene graphs, or an object with "plan", "scene_graphs" and "caption", such as the json of a
+sample in a shard of the shapes world. A plan without graphs is drawn with those that step II gives.
 """
 
 from __future__ import annotations
@@ -231,6 +231,10 @@ def read(path: Path) -> tuple[Plan | None, DynamicSceneGraph, str]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as json", got=error) from error
+    match data:
+        case {"extras": {**extras}, **rest}:  # a sample of a shard
+            captions = rest.get("captions")
+            data = {"caption": captions[0] if isinstance(captions, list) and captions else "", **extras}
     match data:
         case [{}, *_]:
             return None, DynamicSceneGraph.from_json(data), ""
