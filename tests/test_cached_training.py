@@ -13,6 +13,7 @@ import pytest
 import test_resume
 import test_resume_diffusion
 import torch
+from safetensors.torch import save_file
 
 from data.precompute import main
 from data.reader import ShardReader
@@ -24,6 +25,8 @@ from vdm.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 10
+VAE = ["autoencoder=kl2d", "autoencoder.channels=8", "autoencoder.multipliers=[1,2]", "autoencoder.blocks=1",
+       "autoencoder.norm_groups=4"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +133,42 @@ def test_the_latents_of_other_weights_are_refused_with_the_reason(
         compose_and_train([*given, f"stage.cached={caches}"])
     assert "autoencoder: weights is" in str(error.value)
     caplog.set_level(logging.INFO)
-    compose_and_train(given)  # auto: from the videos, and says so
+    compose_and_train([*given, "stage.cached=auto"])  # from the videos, and says so
     assert f"{caches} is not used: autoencoder: weights is" in caplog.text
     assert Run(tmp_path / "it").state == "complete"
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory):
+    """A public autoencoder of single frames, as diffusers writes it."""
+    folder = tmp_path_factory.mktemp("vae")
+    torch.manual_seed(0)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        node = hydra.compose("train", overrides=[entry for entry in VAE if "pretrained" not in entry]).autoencoder
+    tensors = hydra.utils.instantiate(node, _convert_="all").state_dict()
+    kept = {name: value for name, value in tensors.items() if not name.startswith("latent_")}
+    save_file(kept, folder / "diffusion_pytorch_model.safetensors")
+    said = {"_class_name": "AutoencoderKL", "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
+    (folder / "config.json").write_text(json.dumps(said | {"latent_channels": 4, "scaling_factor": 2.0}))
+    return folder
+
+
+def test_one_cache_of_a_public_autoencoder_serves_clips_of_any_length(
+    data_root, parent, t5_folder, vae_folder, tmp_path
+):
+    public = [*VAE, f"autoencoder.pretrained={vae_folder}"]
+    precompute(data_root, parent, *public, f"output={tmp_path / 'caches'}")
+    (cache,) = (tmp_path / "caches").iterdir()
+    for frames in (8, 4):
+        losses = []
+        for cached in ("null", cache):
+            given = settings(data_root, tmp_path, parent, t5_folder, *public, "init.autoencoder=null")
+            place = [f"stage.cached={cached}", f"run.id=of-{frames}-{Path(cached).name}", "trainer.max_steps=3"]
+            compose_and_train([*given, *place, f"data.clip.frames={frames}", "callbacks.samples.every=0"])
+            run = Run(tmp_path / f"of-{frames}-{Path(cached).name}")
+            losses.append([float(row["train/loss"]) for row in test_resume.losses_of(run)])
+        # Cut out of the latent of more frames; convolutions see another batch.
+        assert losses[1] == (losses[0] if frames == 8 else pytest.approx(losses[0], rel=1e-5))
 
 
 def test_a_run_may_go_on_with_a_cache_and_without(data_root, parent, t5_folder, caches, tmp_path):
