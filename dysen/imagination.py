@@ -14,6 +14,7 @@ from dysen.parsing_answers import parse_graph, parse_graphs
 from dysen.prompts import Form, prompt, scene_query, scenes_query
 from dysen.replies import Reply, SceneReply, ScenesReply
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, enrich
+from vdm.bounds import NonNegativeInt
 from vdm.errors import PlanError
 
 Calls = Literal["each", "batched"]
@@ -41,16 +42,11 @@ class Imagined:
 class Imagination:
     """How step III asks. `window` graphs on each side of a scene are shown; 0 shows the scene alone."""
 
-    window: int
+    window: NonNegativeInt
     calls: Calls
     polish: bool
-    retries: int  # further tries of a question whose answer could not be read
+    retries: NonNegativeInt  # further tries of a question whose answer could not be read
     form: Form
-
-    def __post_init__(self):
-        assert self.window >= 0, "a window has no negative size"
-        assert self.retries >= 0, "retries are counted from 0"
-        assert self.calls in ("each", "batched"), f"calls={self.calls!r}"
 
     def num_questions(self, num_ticks: int) -> int:
         """Questions for one plan when no answer fails."""
