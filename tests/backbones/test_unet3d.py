@@ -172,3 +172,29 @@ def test_weights_are_deterministic_in_the_seed():
     one, other = weights(), weights()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert randomise(UNet3D(**SMALL)).conv_out.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("arrangement", ["separate", "interleaved"])
+@pytest.mark.parametrize("doors", [{}, {"concat_channels": 2}, {"embed_width": 5}], ids=["tokens", "concat", "embed"])
+def test_branches_share_what_no_control_reaches(build, latent, timestep, arrangement, doors):
+    network = build(temporal_attention=arrangement, streams={"text": 6, "graph": 4}, **doors).eval()
+    visible = torch.rand(4, 4, 3) > 0.4
+    controls = Controls(
+        tokens={"text": Tokens(torch.randn(4, 5, 6)), "graph": Tokens(torch.randn(4, 3, 4), visible)},
+        concat=torch.randn(4, 2, 4, 6, 8) if "concat_channels" in doors else None,
+        embed=torch.randn(4, 5) if "embed_width" in doors else None,
+    )
+    with torch.no_grad():
+        expected = network(latent.repeat(2, 1, 1, 1, 1), timestep.repeat(2), controls)
+        for given in (controls, network.prepare(controls)):
+            got = network(latent, timestep, given, branches=2)
+            assert (got - expected).abs().max() < 1e-5
+    with pytest.raises(ConfigError, match="different batches"):
+        network(latent, timestep, controls)
+
+
+def test_branches_without_anything_said_are_equal(build, latent, timestep):
+    network = build().eval()
+    with torch.no_grad():
+        got = network(latent, timestep, branches=3)
+        torch.testing.assert_close(got, network(latent, timestep).repeat(3, 1, 1, 1, 1))

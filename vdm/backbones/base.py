@@ -58,8 +58,10 @@ class Backbone(Protocol):
     latent_channels: int
     stride: int
 
-    def __call__(self, x: Tensor, timestep: Tensor, controls: Controls | Prepared | None = None) -> Tensor:
-        """x `b c t h w`, timestep `b` -> `b c t h w`."""
+    def __call__(
+        self, x: Tensor, timestep: Tensor, controls: Controls | Prepared | None = None, *, branches: int = 1
+    ) -> Tensor:
+        """x `b c t h w`, timestep `b` -> `b c t h w`. `branches`: how many batches of controls are about these latents."""
         ...
 
     def prepare(self, controls: Controls) -> Prepared:

@@ -24,7 +24,7 @@ from vdm.layers.attention import Sight, sight
 from vdm.layers.embeddings import TimestepEmbedding
 from vdm.layers.lean import norm_conv
 from vdm.layers.resnet import Downsample, Upsample
-from vdm.layers.transformer import TemporalTransformer, zero_initialised
+from vdm.layers.transformer import TemporalTransformer, repeated, zero_initialised
 from vdm.types import Controls
 
 
@@ -193,22 +193,31 @@ class UNet3D(nn.Module):
         tokens = tuple(project(cell, given) for cell, given in zip(self.cells(), plain.tokens, strict=True))
         return Prepared(plain.embed, plain.concat, tokens, plain.visible)
 
-    def forward(self, x: Tensor, timestep: Tensor, controls: Controls | Prepared | None = None) -> Tensor:
-        """x `b c t h w`, timestep `b` -> `b c t h w`."""
+    def forward(
+        self, x: Tensor, timestep: Tensor, controls: Controls | Prepared | None = None, *, branches: int = 1
+    ) -> Tensor:
+        """x `b c t h w`, timestep `b` -> `b c t h w`. With several branches the controls are of as many batches, one behind
+        the other, all about these latents; so is the result. What no control reaches is computed once for all of them.
+        """
         self._check_latent(x)
         prepared = controls if isinstance(controls, Prepared) else self._unprojected(controls)
         b, _, t, h, w = x.shape
-        if prepared.batch_size not in (None, b):
+        count = branches * b
+        if prepared.batch_size not in (None, count):
             got = f"{prepared.batch_size} samples"
-            raise ConfigError("controls and latents have different batches", key="controls", got=got, allowed=str(b))
+            raise ConfigError(
+                "controls and latents have different batches", key="controls", got=got, allowed=str(count)
+            )
         dtype = _compute_dtype(x)
         embedding = self.time_embedding(timestep.expand(b))
         if prepared.embed is not None:
-            embedding = embedding + prepared.embed
+            embedding = repeated(embedding, count) + prepared.embed
         embedding = F.silu(embedding).to(dtype)  # b e
         x = _conv_frames(self.conv_in, x.to(dtype))  # b t h w c
         if prepared.concat is not None:
-            x = x + _fitting(prepared.concat, x).to(dtype)
+            x = repeated(x, count) + _fitting(prepared.concat, x).to(dtype)
+        if prepared.embed is not None:
+            x = repeated(x, count)
         if self.temporal_in is not None:
             x = self.temporal_in(x)
 
@@ -227,14 +236,15 @@ class UNet3D(nn.Module):
             x = self._run(cell, last, x, embedding, next(tokens), sights[last])
         for index, level in zip(range(last, -1, -1), self.up, strict=True):
             for cell in level.cells:
-                joined = torch.cat([x, skips.pop()], dim=-1)
+                joined = torch.cat([x, repeated(skips.pop(), len(x))], dim=-1)
                 x = self._run(cell, index, joined, embedding, next(tokens), sights.get(index, {}))
             if level.resample is not None:
                 x = level.resample(x)
-        x = norm_conv(x.flatten(0, 1), self.norm_out, self.conv_out).unflatten(0, (b, t))
-        return x.permute(0, 4, 1, 2, 3).contiguous()
+        x = norm_conv(x.flatten(0, 1), self.norm_out, self.conv_out).unflatten(0, (-1, t))
+        return repeated(x.permute(0, 4, 1, 2, 3).contiguous(), count)
 
-    def _run(self, cell: Cell, level: int, *inputs) -> Tensor:
+    def _run(self, cell: Cell, level: int, x: Tensor, embedding: Tensor, *controls) -> Tensor:
+        inputs = x, repeated(embedding, len(x)), *controls
         if level in self.checkpoint_levels and torch.is_grad_enabled():
             return checkpoint(cell, *inputs, use_reentrant=False)
         return cell(*inputs)

@@ -132,6 +132,7 @@ def guided(
     *,
     num_timesteps: int,
     batched: bool = True,
+    shared: bool = False,
 ) -> Predict:
     """One prediction out of the branches of a table.
 
@@ -142,13 +143,14 @@ def guided(
         guidance: the table.
         num_timesteps: of the schedule, for the interval.
         batched: all branches in one call. False: one after the other, in the memory of one.
+        shared: a prediction takes the latents once for all `branches` of a call, and repeats them itself where they part.
     """
     branches = {subset: controls_for(subset) for subset in guidance.subsets}
     if len(branches) == 1:
         return predictor(branches[guidance.full])
     everywhere = guidance.interval == (0.0, 1.0)
     plain = None if everywhere else predictor(branches[guidance.full])
-    compute = _together(predictor, branches) if batched else _apart(predictor, branches)
+    compute = _together(predictor, branches, shared) if batched else _apart(predictor, branches)
     weights = [weight for _, weight in guidance.terms]
     low, high = (share * num_timesteps for share in guidance.interval)
 
@@ -164,9 +166,13 @@ def guided(
     return predict
 
 
-def _together(predictor: Predictor, branches: dict[Subset, Controls]) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
+def _together(
+    predictor: Predictor, branches: dict[Subset, Controls], shared: bool
+) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
     k = len(branches)
     predict = predictor(Controls.cat(list(branches.values())))
+    if shared:
+        return lambda x, timestep: predict(x, timestep, branches=k).chunk(k)
     return lambda x, timestep: predict(x.repeat(k, *[1] * (x.ndim - 1)), timestep.repeat(k)).chunk(k)
 
 

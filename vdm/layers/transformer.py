@@ -62,7 +62,7 @@ class SpatialTransformer(nn.Module):
         rows = norm_linear(frames, self.norm, self.proj_in).unflatten(0, (b, t))  # b t (h w) c
         for block, given in zip(self.blocks, tokens, strict=True):
             rows = block(rows, given, sights)
-        return linear_add(rows, self.proj_out, add=x)
+        return linear_add(rows, self.proj_out, add=repeated(x, len(rows)))
 
 
 class SpatialBlock(nn.Module):
@@ -92,6 +92,8 @@ class SpatialBlock(nn.Module):
         if self.temporal1 is not None:
             x = self.temporal1(x)
         if self.cross_attention is not None:
+            x = repeated(x, samples_of(tokens) or len(x))
+            shape = x.shape
             x = self.cross_attention(x.flatten(1, 2), tokens, sights).view(shape)
         if self.temporal2 is not None:
             x = self.temporal2(x)
@@ -125,6 +127,17 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.feed_forward(self.attention2(self.attention1(x)))
+
+
+def samples_of(tokens: StreamTokens) -> int | None:
+    """How many samples the tokens speak to: several times those of a clip where branches of guidance share it."""
+    given = next(iter(tokens.values()), None)
+    return None if given is None else len(given.keys if isinstance(given, KeysValues) else given)
+
+
+def repeated(x: Tensor, count: int) -> Tensor:
+    """The batch of x as often as it takes to make `count` samples."""
+    return x if len(x) == count else x.repeat(count // len(x), *[1] * (x.ndim - 1))
 
 
 def _closed(attention: TemporalAttention) -> TemporalAttention:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 from collections.abc import Callable, Sequence
@@ -145,6 +146,7 @@ class TextToVideo:
                 guidance,
                 num_timesteps=self.objective.schedule.num_timesteps,
                 batched=batched,
+                shared=True,
             )
             return sampler(
                 self.objective.denoiser_of(predict),
@@ -166,7 +168,7 @@ class TextToVideo:
 
     def _predictor(self, controls: Controls) -> Callable[[Tensor, Tensor], Tensor]:
         prepared = self.backbone.prepare(controls)  # keys and values of all tokens: once a video, not once a step
-        return lambda x, timestep: self.backbone(x, timestep, prepared)
+        return functools.partial(self.backbone, controls=prepared)
 
     def _controls(self, prompt: str, subset: Subset, shape: LatentShape, fps: float) -> Controls:
         """Of one sample, each prompt by itself: what is heard of it does not depend on its neighbours."""
