@@ -78,6 +78,17 @@ def buckets_fit(
             raise ConfigError(error.what, key=key, got=error.got, allowed=error.allowed, remedy=remedy) from None
 
 
+def extras_are_asked_for(*, name: str, reads: Sequence[str | None], extras: Sequence[str]) -> None:
+    """What a condition reads of a clip must come with it."""
+    absent = [each for each in reads if each is not None and each not in extras]
+    if absent:
+        remedy = f"set data.extras=[{','.join([*extras, *absent])}]"
+        raise ConfigError(
+            f"the condition {name} reads what no clip brings", key="data.extras", got=list(extras),
+            allowed=f"a list with {' and '.join(absent)} in it", remedy=remedy,
+        )  # fmt: skip
+
+
 def steps_are_given(*, max_steps: int, max_epochs: int | None) -> None:
     """Training is counted in steps: the data is an endless stream."""
     if max_steps < 1:

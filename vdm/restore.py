@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 # Where the code of a group lives. A run may name nothing else there: much else in this project writes files.
 PACKAGES = {
-    "autoencoder": "vdm.autoencoder.",
-    "backbone": "vdm.backbones.",
-    "objective": "vdm.diffusion.",
-    "condition": "vdm.conditions.",
+    "autoencoder": ("vdm.autoencoder.",),
+    "backbone": ("vdm.backbones.",),
+    "objective": ("vdm.diffusion.",),
+    "condition": ("vdm.conditions.", "dysen.condition.", "dysen.graph_encoder.", "dysen.labels."),
 }
 
 
@@ -95,12 +95,13 @@ def load_network(
     return network.eval()
 
 
-def _check_origin(target: Any, key: str, package: str) -> None:
-    """The name is defined in a module of the package: not elsewhere, and not merely imported there."""
+def _check_origin(target: Any, key: str, packages: tuple[str, ...]) -> None:
+    """The name is defined in a module of the packages: not elsewhere, and not merely imported there."""
     module, _, name = str(target).rpartition(".")
-    if str(target).startswith(package) and "._" not in target and name in _defined_in(module):
+    if str(target).startswith(packages) and "._" not in target and name in _defined_in(module):
         return
-    raise ConfigError("this code may not be named by a run", key=key, got=target, allowed=[f"{package}*"])
+    allowed = [f"{package}*" for package in packages]
+    raise ConfigError("this code may not be named by a run", key=key, got=target, allowed=allowed)
 
 
 def _defined_in(module: str) -> set[str]:
