@@ -121,8 +121,10 @@ class RecurrentGraphTransformer(SceneEncoder):
 class GraphLayer(nn.Module):
     """Attention of every node to its neighbours, each dimension weighed by the edge between them.
 
-        w_ij = (Q x_i * K x_j / sqrt(d)) * E e_ij        x_i <- x_i + O sum_j softmax_j(sum(w_ij)) V x_j
+        w_ij = (Q x_i * K x_j / sqrt(d)) * E e_ij        x_i <- x_i + O sum_j softmax_j(sum(w_ij)) (V x_j + U e_ij)
                                                          e_ij <- e_ij + O' w_ij
+
+    U is not in the published layer. Without it the edge is in the weights only, and "a follows b" is nearly "b follows a".
 
     Args:
         with_edges: whether there is a layer above that reads what becomes of the edges.
@@ -131,7 +133,8 @@ class GraphLayer(nn.Module):
     def __init__(self, *, width: int, heads: int, dropout: float, with_edges: bool):
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_k, self.to_v, self.to_e = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.to_e, self.to_u = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.nodes = Residual(width=width, dropout=dropout)
         self.edges = Residual(width=width, dropout=dropout) if with_edges else None
 
@@ -139,10 +142,12 @@ class GraphLayer(nn.Module):
         q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
         weights = q[edges.target] * k[edges.source] * q.shape[-1] ** -0.5  # e heads d
         weights = weights * self.to_e(e).unflatten(-1, (self.heads, -1))
+        precise = torch.promote_types(x.dtype, torch.float32)
         # Bounded scores need no maximum to be taken off; a node is its own neighbour, so no sum is empty.
-        scores = weights.float().sum(-1).clamp(-LIMIT, LIMIT).exp() * edges.joined[:, None]  # e heads
+        scores = weights.to(precise).sum(-1).clamp(-LIMIT, LIMIT).exp() * edges.joined[:, None]  # e heads
         total = edges.sum(scores, len(x)) + 1e-6
-        message = edges.sum(scores[..., None] * v[edges.source].float(), len(x)) / total[..., None]
+        values = v[edges.source] + self.to_u(e).unflatten(-1, (self.heads, -1))
+        message = edges.sum(scores[..., None] * values.to(precise), len(x)) / total[..., None]
         x = self.nodes(x, message.flatten(1).to(x.dtype))
         return x, e if self.edges is None else self.edges(e, weights.flatten(1).to(e.dtype))
 
