@@ -15,5 +15,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = verbatim(sys.argv[1:], keys=("prompt", "negative_prompt", "prompts", "output", "run"))
+    sys.argv[1:] = verbatim(sys.argv[1:], keys=("prompt", "negative_prompt", "prompts", "scene_graph", "output", "run"))
     launch(main, "sample")

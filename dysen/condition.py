@@ -163,6 +163,8 @@ def scenes_of(said: object) -> DynamicSceneGraph:
             return said
         case Plan():
             return event_to_dsg(said)
+        case {"extras": {**extras}}:  # a sample of a shard
+            return scenes_of(extras)
         case {"scene_graphs": graphs}:
             return DynamicSceneGraph.from_json(graphs)
         case {"plan": events}:

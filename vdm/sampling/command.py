@@ -22,17 +22,19 @@ from torch import Tensor
 
 from vdm import checkpoint, config, restore, runs
 from vdm.autoencoder.tiling import Tiling
-from vdm.diffusion.guidance import Guidance, classifier_free
+from vdm.diffusion.guidance import Guidance, classifier_free, instruct_pix2pix
 from vdm.errors import ConfigError, RunError, UserError
 from vdm.runs import Run
 from vdm.sampling import files
 from vdm.sampling.model import TextToVideo, free_memory, is_out_of_memory
-from vdm.sampling.request import STAGE, Order, orders, parse_size, share
+from vdm.sampling.request import STAGE, Order, orders, parse_size, read_signal, share
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 USUAL_FPS = 8.0  # where a run was trained on clips of any rate
+SIGNALS = ("scene_graph",)  # keys of conf/sample.yaml that name a file, each for the condition of this name
+ONLY_WHERE_GIVEN = (*SIGNALS, "guidance_scene_graph")  # in records and names of folders, which stay as they were
 DECIDES_THE_FILE = ("format", "crf", "pixel_format")
 
 
@@ -69,8 +71,8 @@ def _sample(asked: dict[str, Any], rank: int) -> list[Path]:
         log.info("%d of %d are there already", len(waiting) - len(todo), len(waiting))
     if todo:
         model = TextToVideo.of_run(run, folder, averaged=asked["ema"], device=device, precision=PRECISIONS[precision])
-        if rank == 0 and model.conditions.names != model.heard:
-            unsaid = sorted(set(model.conditions.names) - set(model.heard))
+        _check_signals(facts, model)
+        if rank == 0 and (unsaid := sorted(set(model.conditions.names) - set(model.heard) - set(_signals(facts)))):
             log.warning("nothing is said to these conditions of the model: %s", ", ".join(unsaid))
         if rank == 0 and not model.heard:
             log.warning("this model hears no text: every prompt gives samples of everything it knows")
@@ -84,12 +86,11 @@ def _make_all(
     model: TextToVideo, todo: list[Order], asked: dict[str, Any], facts: dict[str, Any], output: Path, rank: int
 ) -> None:
     shape = model.latent_shape(facts["frames"], *facts["size"])
-    guidance = classifier_free(
-        model.heard, asked["guidance"], rescale=asked["guidance_rescale"], interval=tuple(asked["guidance_interval"])
-    )
+    guidance = _guidance(model, facts)
     model.say_instead(None if asked["negative_prompt"] is None else str(asked["negative_prompt"]))
     if asked["tiling"] is not None:
         model.decode_in_tiles(Tiling(**asked["tiling"]))
+    signals = _signals(facts)
     record = facts | {
         "encoders": model.conditions.fingerprint(),
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
@@ -103,7 +104,7 @@ def _make_all(
         while todo:
             batch, latents = todo[:size], None
             try:
-                latents = _latents(model, batch, shape, sampler, guidance, batched, facts, advance)
+                latents = _latents(model, batch, shape, sampler, guidance, batched, facts, signals, advance)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -129,6 +130,7 @@ def _latents(
     guidance: Guidance,
     batched: bool,
     facts: dict[str, Any],
+    signals: dict[str, Any],
     advance: Any,
 ) -> Tensor:
     return model.latents(
@@ -139,9 +141,32 @@ def _latents(
         fps=facts["fps"],
         sampler=sampler,
         guidance=guidance,
+        extras=[signals] * len(batch),
         batched=batched,
         callback=lambda *, step, num_steps, latent, clean: advance(len(batch), step, num_steps),
     )
+
+
+def _guidance(model: TextToVideo, facts: dict[str, Any]) -> Guidance:
+    """One scale for all that is said, or another one for what is said besides the text."""
+    how = {"rescale": facts["guidance_rescale"], "interval": tuple(facts["guidance_interval"])}
+    said = tuple(_signals(facts))
+    if "guidance_scene_graph" not in facts:
+        return classifier_free((*model.heard, *said), facts["guidance"], **how)
+    return instruct_pix2pix(model.heard, said, facts["guidance"], facts["guidance_scene_graph"], **how)
+
+
+def _signals(facts: dict[str, Any]) -> dict[str, Any]:
+    """What is said besides the text, by condition."""
+    return {name: facts[name] for name in SIGNALS if name in facts}
+
+
+def _check_signals(facts: dict[str, Any], model: TextToVideo) -> None:
+    for name in _signals(facts):
+        if name not in model.conditions.names:
+            remedy = f"leave out {name}, or train a model with condition=[text,{name}]"
+            allowed = model.conditions.names or "none: the model is unconditional"
+            raise ConfigError("this model has no such condition", key=name, allowed=allowed, remedy=remedy)
 
 
 def _decoded(model: TextToVideo, latent: Tensor) -> Tensor:
@@ -176,6 +201,9 @@ def _facts(asked: dict[str, Any], run: Run, folder: Path, precision: str) -> dic
     fps = asked["fps"] or (rate / stride if isinstance(rate, int | float) else USUAL_FPS)
     stored = checkpoint.read_manifest(folder)["files"]
     kinds = ("weights", "ema") if asked["ema"] else ("weights",)
+    said = {name: read_signal(asked[name], name) for name in SIGNALS if asked[name] is not None}
+    if asked["guidance_scene_graph"] is not None:
+        said["guidance_scene_graph"] = float(asked["guidance_scene_graph"])
     networks = {name: fact["sha256"] for name, fact in stored.items() if name.split("/")[0] in kinds}
     return {
         "run": run.name,
@@ -189,6 +217,7 @@ def _facts(asked: dict[str, Any], run: Run, folder: Path, precision: str) -> dic
         "size": list(size),
         "fps": float(fps),
         "precision": precision,
+        **said,
     }
 
 
@@ -218,6 +247,7 @@ def _is_done(order: Order, output: Path, facts: dict[str, Any], overwrite: bool)
         record = {}
     wanted = _named(order) | _deciding(facts)
     other = [name for name, value in wanted.items() if record.get(name) != value]
+    other += [name for name in ONLY_WHERE_GIVEN if name in record and name not in wanted]
     if not other:
         return (output / f"{order.name}.{facts['format']}").exists()
     raise RunError(
@@ -260,6 +290,8 @@ def _command(record: dict[str, Any], beside: Path) -> str:
     choices |= {f"sampler.{name}": value for name, value in sampler.items() if not name.startswith("_")}
     same = ("seed", "guidance", "guidance_rescale", "guidance_interval", "negative_prompt", "frames", "fps", "ema")
     choices |= {name: record[name] for name in (*same, "tiling", "precision", *DECIDES_THE_FILE)}
+    choices |= {name: beside.absolute() for name in _signals(record)}
+    choices |= {name: record[name] for name in set(ONLY_WHERE_GIVEN) - set(SIGNALS) if name in record}
     choices |= {"size": "x".join(map(str, record["size"])), "output": "again"}
     words = [f"{name}={_for_hydra(value)}" for name, value in choices.items()]
     return shlex.join(["python", "sample.py", *words])

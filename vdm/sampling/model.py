@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from vdm.video import to_uint8
 log = logging.getLogger(__name__)
 
 Sampler = Callable[..., Tensor]
+Signals = Mapping[str, Any]  # what is said to other conditions than the text, by their names
+NOTHING_ELSE: Signals = {}
 REMEMBERED = 64  # prompts whose text is kept encoded: copies of a prompt come one after the other
 
 
@@ -56,7 +58,7 @@ class TextToVideo:
         self.objective, self.device, self.precision = objective, device, precision
         self.heard = tuple(name for name, m in conditions.members.items() if isinstance(m, TextCondition))
         self._negative: str | None = None
-        self._said: dict[tuple[str, Subset, LatentShape], Controls] = {}
+        self._said: dict[tuple[str, int, Subset, LatentShape], tuple[Signals, Controls]] = {}
 
     @classmethod
     def of_run(
@@ -135,14 +137,27 @@ class TextToVideo:
         fps: float,
         sampler: Sampler,
         guidance: Guidance,
+        extras: Sequence[Signals] | None = None,
         batched: bool = True,
         callback: Callable[..., None] | None = None,
     ) -> Tensor:
-        """Clean latents `b c t h w`. `batched` False runs the branches of guidance one after the other."""
+        """Clean latents `b c t h w`.
+
+        Args:
+            extras: for each sample what else is said, as `extras` of a batch hold it for one clip. The same object for
+                several samples is read once.
+            batched: False runs the branches of guidance one after the other.
+        """
+        signals = [NOTHING_ELSE] * len(prompts) if extras is None else extras
+
+        def controls(subset: Subset) -> Controls:
+            pairs = zip(prompts, signals, strict=True)
+            return Controls.cat([self._controls(prompt, subset, shape, fps, said) for prompt, said in pairs])
+
         with self._arithmetic():
             predict = guided(
                 self._predictor,
-                lambda subset: Controls.cat([self._controls(prompt, subset, shape, fps) for prompt in prompts]),
+                controls,
                 guidance,
                 num_timesteps=self.objective.schedule.num_timesteps,
                 batched=batched,
@@ -170,23 +185,33 @@ class TextToVideo:
         prepared = self.backbone.prepare(controls)  # keys and values of all tokens: once a video, not once a step
         return functools.partial(self.backbone, controls=prepared)
 
-    def _controls(self, prompt: str, subset: Subset, shape: LatentShape, fps: float) -> Controls:
+    def _controls(
+        self, prompt: str, subset: Subset, shape: LatentShape, fps: float, signals: Signals = NOTHING_ELSE
+    ) -> Controls:
         """Of one sample, each prompt by itself: what is heard of it does not depend on its neighbours."""
-        place = (prompt if subset else "", subset, shape)
+        signals = signals if subset - set(self.heard) else NOTHING_ELSE
+        # The signals are kept with what they say, so no other object takes their id.
+        place = (prompt if subset else "", id(signals), subset, shape)
         if place not in self._said:
             if len(self._said) >= 2 * REMEMBERED:
                 del self._said[next(iter(self._said))]
             batch: dict[str, Any] = {"key": [""], "caption": [prompt], "fps": torch.tensor([fps], device=self.device)}
+            batch["extras"] = {name: _as_batch(value) for name, value in signals.items()}
             instead = {}
             if self._negative is not None and not subset:
                 instead = {name: self.conditions.members[name].say([self._negative]) for name in self.heard}
-            self._said[place] = self.conditions.controls_for(batch, shape, instead=instead)(subset)
-        return self._said[place]
+            self._said[place] = signals, self.conditions.controls_for(batch, shape, instead=instead)(subset)
+        return self._said[place][1]
 
     def _arithmetic(self):
         if self.precision is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
+
+
+def _as_batch(value: Any) -> Any:
+    """One clip's signal as a batch of one: a tensor gets an axis, anything else a list."""
+    return value[None] if isinstance(value, Tensor) else [value]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vdm import restore
-from vdm.bounds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.bounds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.errors import ConfigError, DataError
 
 STAGE = "vdm"
@@ -116,6 +116,15 @@ def _entry(line: str, path: str, number: int) -> tuple[str, str | None]:
     return prompt, key
 
 
+def read_signal(path: str, key: str) -> object:
+    """What is said to a condition, as json: its own, or the record of a sample that has it under `key`."""
+    try:
+        said = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError("this file cannot be read as json", key=key, got=f"{path}: {error}") from None
+    return said[key] if isinstance(said, dict) and key in said else said
+
+
 def vbench_name(prompt: str, copy: int) -> str:
     """`<prompt>-<copy>`. Where the prompt is no file name it is changed, and told apart by a hash."""
     name = re.sub(r"[/\\\x00-\x1f\x7f]", "_", prompt).lstrip(".")
@@ -147,6 +156,8 @@ def is_possible(
     guidance: float,
     guidance_rescale: Fraction,
     guidance_interval: list[Fraction],
+    scene_graph: str | None,
+    guidance_scene_graph: NonNegativeFloat | None,
     frames: PositiveInt | None,
     size: str | int | None,
     fps: PositiveFloat | None,
@@ -167,6 +178,9 @@ def is_possible(
         got = "neither" if prompt is None else "both"
         remedy = 'prompt="..." for one, prompts=<file> for many'
         raise ConfigError("what is to be shown?", key="prompt, prompts", got=got, allowed="one of them", remedy=remedy)
+    if guidance_scene_graph is not None and scene_graph is None:
+        remedy = "give one with scene_graph=<file>, or leave guidance_scene_graph at null"
+        raise ConfigError("there is no scene graph to point towards", key="scene_graph", got="null", remedy=remedy)
     if not (math.isfinite(guidance) and guidance >= 0):
         allowed = "a number >= 0: 0 ignores the prompt, 1 is the plain model, 5 to 15 is usual"
         raise ConfigError(
@@ -206,6 +220,11 @@ def parse_size(size: str | int) -> tuple[int, int]:
 def prompts_are_there(*, prompts: str | None) -> None:
     if prompts is not None:
         read_prompts(prompts)
+
+
+def signals_are_there(*, scene_graph: str | None) -> None:
+    if scene_graph is not None:
+        read_signal(scene_graph, "scene_graph")
 
 
 def run_is_there(*, output_root: str, run: str | int | None) -> None:
