@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dysen.alignment import frame_ticks, ticks_at
-from dysen.graph_encoder import SceneEncoder
+from dysen.graph_encoder import SceneEncoder, rows
 from dysen.labels import vectors_of
 from dysen.names import shorten
 from dysen.plan import Plan
@@ -88,11 +88,11 @@ class SceneGraphCondition(Condition):
         seen = self._seen(scenes, spans).to(device)  # b t m
         scenes = scenes.to(device)
         b, m, n = scenes.label.shape
-        nodes, graphs = self.scene_encoder(self.from_label(self._labels(scenes.labels))[scenes.label], scenes)
+        nodes, graphs = self.scene_encoder(rows(self.from_label(self._labels(scenes.labels)), scenes.label), scenes)
         values, visible = [], []
         if self.tokens != "graphs":
-            rows = torch.arange(b, device=device)[:, None]
-            values.append(nodes.flatten(1, 2)[rows, scenes.packed])  # b k d
+            first = torch.arange(b, device=device)[:, None] * m * n
+            values.append(rows(nodes.flatten(0, 2), first + scenes.packed))  # b k d
             ticks = (scenes.packed // n)[:, None].expand(-1, seen.shape[1], -1)
             visible.append(seen.gather(2, ticks) & scenes.packed_exists[:, None])  # b t k
         if self.tokens != "nodes":

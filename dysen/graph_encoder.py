@@ -139,14 +139,16 @@ class GraphLayer(nn.Module):
         self.edges = Residual(width=width, dropout=dropout) if with_edges else None
 
     def forward(self, x: Tensor, e: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
-        weights = q[edges.target] * k[edges.source] * q.shape[-1] ** -0.5  # e heads d
+        places = (edges.target, edges.source, edges.source)
+        layers = (self.to_q, self.to_k, self.to_v)
+        q, k, v = (rows(layer(x), at).unflatten(-1, (self.heads, -1)) for layer, at in zip(layers, places, strict=True))
+        weights = q * k * q.shape[-1] ** -0.5  # e heads d
         weights = weights * self.to_e(e).unflatten(-1, (self.heads, -1))
         precise = torch.promote_types(x.dtype, torch.float32)
         # Bounded scores need no maximum to be taken off; a node is its own neighbour, so no sum is empty.
         scores = weights.to(precise).sum(-1).clamp(-LIMIT, LIMIT).exp() * edges.joined[:, None]  # e heads
         total = edges.sum(scores, len(x)) + 1e-6
-        values = v[edges.source] + self.to_u(e).unflatten(-1, (self.heads, -1))
+        values = v + self.to_u(e).unflatten(-1, (self.heads, -1))
         message = edges.sum(scores[..., None] * values.to(precise), len(x)) / total[..., None]
         x = self.nodes(x, message.flatten(1).to(x.dtype))
         return x, e if self.edges is None else self.edges(e, weights.flatten(1).to(e.dtype))
@@ -255,7 +257,7 @@ class RecurrentGraphNetwork(SceneEncoder):
         joined = edges.joined[:, None].to(x.dtype)
         degree = edges.sum(joined, len(x)).clamp(min=1)
         for message, update in zip(self.messages, self.updates, strict=True):
-            sent = message(torch.cat([x[edges.source], e], dim=-1)).relu() * joined
+            sent = message(torch.cat([rows(x, edges.source), e], dim=-1)).relu() * joined
             x = update(edges.sum(sent, len(x)) / degree, x)
         return x
 
@@ -263,6 +265,11 @@ class RecurrentGraphNetwork(SceneEncoder):
         state, _ = self.over_ticks(mean_of_nodes(x, exists))  # b m d
         x = self.norm_out(x + self.recall(state)[:, :, None])
         return SceneOutputs(x, mean_of_nodes(x, exists))
+
+
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """`table[index]`, whose gradients are added up in one order: resumed, a run must come to the same numbers."""
+    return F.embedding(index, table)
 
 
 def mean_of_nodes(x: Tensor, exists: Tensor) -> Tensor:
