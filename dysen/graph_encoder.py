@@ -21,6 +21,7 @@ from vdm.bounds import Fraction, PositiveInt
 from vdm.errors import ConfigError
 
 RATIO = 2  # of the feed-forward layers to the width
+KEPT = 2.0  # bias of the gate that keeps a state
 LIMIT = 5.0  # of scores before the exponential
 
 
@@ -41,6 +42,8 @@ class SceneEncoder(nn.Module, ABC):
         self.from_signature = nn.Linear(SIGNATURE, width)
         self.norm_in = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
+        for table in (self.kinds, self.numbers):  # the label is most of what a node is
+            nn.init.normal_(table.weight, std=0.2)
 
     def forward(self, labels: Tensor, scenes: SceneBatch) -> SceneOutputs:
         """labels are the vectors b m n d of the labels of all nodes."""
@@ -249,6 +252,8 @@ class RecurrentGraphNetwork(SceneEncoder):
         super().__init__(width=width, dropout=dropout)
         self.messages = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(depth))
         self.updates = nn.ModuleList(nn.GRUCell(width, width) for _ in range(depth))
+        for update in self.updates:  # begins by keeping most of a node: its label would be lost in a few rounds
+            nn.init.constant_(update.bias_hh[width : 2 * width], KEPT)
         self.over_ticks = nn.GRU(width, width, batch_first=True)
         self.recall = nn.Linear(width, width, bias=False)
         self.norm_out = nn.LayerNorm(width)

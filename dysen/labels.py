@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vdm.bounds import PositiveInt
-from vdm.conditions.encoders.base import TextEncoder
+from vdm.conditions.encoders.base import TextEncoder, TextTokens
 from vdm.conditions.encoders.small import SmallEncoder
+from vdm.conditions.encoders.vocabulary import BYTE
 
 
 class WordEncoder(SmallEncoder):
@@ -17,6 +18,10 @@ class WordEncoder(SmallEncoder):
 
     def __init__(self, *, width: PositiveInt, length: PositiveInt):
         super().__init__(width=width, depth=0, heads=1, length=length)
+
+    def to_ids(self, captions: Sequence[str]) -> TextTokens:
+        ids, _, cut = super().to_ids(captions)
+        return TextTokens(ids, ids >= BYTE, cut)  # start and end say nothing where no token looks at another
 
 
 def vectors_of(encoder: TextEncoder, labels: Sequence[str]) -> Tensor:
