@@ -234,6 +234,23 @@ def test_everything_about_a_graph_is_heard(encoder, change):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("build", [rgtrm, lambda: rgnn(depth=5)], ids=["rgtrm", "rgnn"])
+def test_labels_and_directions_are_heard_before_any_training(build):
+    torch.manual_seed(0)
+    network = build().eval()
+    told = Triplet("red circle", "follows", "blue square")
+    objects = [SceneObject("red circle"), SceneObject("blue square")]
+    others = {
+        "direction": SceneGraph.build(objects, [Triplet("blue square", "follows", "red circle")]),
+        "predicate": SceneGraph.build(objects, [Triplet("red circle", "orbits", "blue square")]),
+    }
+    base = encode(network, [DynamicSceneGraph((SceneGraph.build(objects, [told]),))])[1].nodes[0, 0]
+    for what, other in others.items():
+        changed = encode(network, [DynamicSceneGraph((other,))])[1].nodes[0, 0]
+        assert (changed - base)[0].abs().max() > 0.1, what
+
+
+@torch.no_grad()
 def test_attention_over_edges_by_hand():
     torch.manual_seed(0)
     layer = GraphLayer(width=8, heads=2, dropout=0.0, with_edges=True)
