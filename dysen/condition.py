@@ -76,7 +76,8 @@ class SceneGraphCondition(Condition):
         if said is None:
             remedy = f"set data.extras=[{self.reads}], or leave {self.name} out of condition"
             raise DataError("no clip comes with its scene graphs", key=f"extras.{self.reads}", remedy=remedy)
-        clips = [_scenes_of_clip(one, key, self.reads) for one, key in zip(said, keys, strict=True)]
+        source = self.reads if given is None else self.name
+        clips = [_scenes_of_clip(one, key, source) for one, key in zip(said, keys, strict=True)]
         times = [None] * len(keys) if given is not None else self._times(batch)
         spans = [tick_spans(shape.frames, len(clip or (0,)), at) for clip, at in zip(clips, times, strict=True)]
         return self.say(clips, spans)
@@ -181,7 +182,7 @@ def _scenes_of_clip(said: object, key: str, name: str) -> DynamicSceneGraph | No
     try:
         return None if said is None else scenes_of(said)
     except PlanError as error:
-        got = f"clip {key}: {error.what}" + ("" if error.got is None else f" ({error.got})")
+        got = (f"clip {key}: " if key else "") + error.what + ("" if error.got is None else f" ({error.got})")
         raise DataError("these are no scene graphs", key=f"extras.{name}", got=got, allowed=error.allowed) from error
 
 
