@@ -8,7 +8,7 @@ import pytest
 import random_graphs
 import torch
 
-from dysen.graph_encoder import Edges, GraphLayer, RecurrentGraphNetwork, RecurrentGraphTransformer
+from dysen.graph_encoder import Edges, GraphLayer, MemoryLayer, RecurrentGraphNetwork, RecurrentGraphTransformer
 from dysen.labels import WordEncoder, vectors_of, written
 from dysen.plan import Triplet
 from dysen.scene_batch import HAS, NUM_NUMBERS, REVERSE, SELF, SIGNATURE, SUBJECT, TARGET, arrays_of, collate
@@ -276,6 +276,23 @@ def test_attention_over_edges_by_hand():
                 score = w.sum().clamp(-5, 5).exp()
                 total, message = total + score, message + score * (v + layer.to_u(e[edge])[part])
             torch.testing.assert_close(caught["message"][node, part], message / (total + 1e-6))
+
+
+@torch.no_grad()
+def test_the_memory_by_hand():
+    """What is remembered at a tick: the first graph, then each tick that is over, through the gates."""
+    torch.manual_seed(0)
+    layer, x = MemoryLayer(width=8, heads=2, cells=3, dropout=0.0).eval(), torch.randn(1, 3, 4, 8)
+    exists = torch.ones(1, 3, 4, dtype=torch.bool)
+    exists[0, 1, 2:] = False
+    memory = layer.first(x[:, 0].mean(1, keepdim=True) + layer.cells)
+    expected = [memory]
+    for graph in (x[:, 0], x[:, 1, :2]):
+        both = torch.cat([memory, layer.remember(memory, graph, torch.ones(1, graph.shape[1], dtype=torch.bool))], -1)
+        z, c = torch.sigmoid(layer.gate(both)), torch.tanh(layer.candidate(both))
+        memory = (1 - z) * c + z * memory
+        expected.append(memory)
+    torch.testing.assert_close(layer.memories(x, exists), torch.stack(expected, dim=1))
 
 
 def test_mixed_precision_and_dropout():
