@@ -53,6 +53,7 @@ class DiffusionStage(Stage):
         noise_levels: PositiveInt,
         cached: str | None,
         previews: Previews,
+        conditions_lr: PositiveFloat | None,
         optimizer: Callable[[Iterable], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         grad_clip: PositiveFloat | None,
@@ -88,6 +89,7 @@ class DiffusionStage(Stage):
         )
         self.backbone, self.objective = backbone, objective
         self.noise_levels, self.previews, self.cached = noise_levels, previews, cached
+        self.conditions_lr = conditions_lr
         self.level_losses = [float("nan")] * noise_levels  # running means, from the clean end to noise
 
     def train(self, mode: bool = True) -> DiffusionStage:
@@ -138,7 +140,8 @@ class DiffusionStage(Stage):
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = [{"params": list(self.backbone.parameters()), "name": "backbone"}]
         learning = [p for p in self.conditions.parameters() if p.requires_grad]
-        return groups + ([{"params": learning, "name": "conditions"}] if learning else [])
+        own = {} if self.conditions_lr is None else {"lr": self.conditions_lr}
+        return groups + ([{"params": learning, "name": "conditions", **own}] if learning else [])
 
     def averaged(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "conditions": self.conditions}
@@ -176,6 +179,7 @@ class DiffusionStage(Stage):
                     self.conditions.names, self.previews.guidance, rescale=self.previews.rescale, interval=(0.0, 1.0)
                 ),
                 num_timesteps=self.objective.schedule.num_timesteps,
+                shared=True,
             )
             keys = batch["key"]
             latent = self.previews.sampler(
