@@ -24,7 +24,7 @@ from vdm.errors import ConfigError, RunError
 from vdm.types import LatentShape
 
 transformers = pytest.importorskip("transformers")
-CONDITIONS = sorted((Path(__file__).parents[2] / "conf" / "condition").glob("*.yaml"))
+CONDITIONS = sorted((Path(__file__).parents[2] / "conf" / "condition").glob("text*.yaml"))
 CAPTIONS = ["a red circle", "", "🦉 ok", "one two three four five six seven eight nine ten " * 4]
 LENGTH = 20
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
