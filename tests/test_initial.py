@@ -139,7 +139,8 @@ def test_stable_diffusion_gives_the_layers_within_a_frame(composed, model, tmp_p
     peer.save_pretrained(image)
     text = ["condition=[text_clip_l]", f"condition.text.encoder.folder={folder}", "condition.text.encoder.length=9"]
     own = ["backbone=tiny", "backbone.channels=16", "backbone.attention_levels=[0]", "backbone.feed_forward_ratio=4",
-           "backbone.heads=4", "backbone.head_width=null", f"init.backbone={image}", "init.autoencoder=null",
+           "backbone.heads=4", "backbone.head_width=null", "backbone.norm_groups=8", "backbone.time_conditioning=add",
+           f"init.backbone={image}", "init.autoencoder=null",
            "autoencoder=kl2d", f"autoencoder.pretrained={folder}/vae"]  # fmt: skip
     checked(composed(*own, *text))
     with pytest.raises(ConfigError, match=r"set backbone.heads=4 backbone.head_width=null"):
