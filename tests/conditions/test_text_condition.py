@@ -282,3 +282,14 @@ def test_word_order_can_be_learned():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
+
+
+def test_words_stay_apart_when_the_blocks_drift():
+    """A constant that the first steps of training add to all tokens must not swamp what tells them apart."""
+    encoder = SmallEncoder(width=32, depth=2, heads=2, length=16)
+    with torch.no_grad():
+        for block in encoder.blocks:
+            block.out.bias += 0.2
+        tokens, _ = encoder(["red blue"])
+        word, other = tokens[0, 1:3]
+    assert torch.cosine_similarity(word, other, dim=0) < 0.6

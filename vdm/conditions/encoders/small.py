@@ -59,11 +59,13 @@ class SmallEncoder(TextEncoder):
 
     def _initialise(self, depth: int) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.positions, std=0.02)
+        # Of the size of what follows: small ones are swamped by the biases of the blocks, and all tokens become the same.
+        nn.init.normal_(self.embedding.weight, std=1.0)
+        nn.init.normal_(self.positions, std=0.3)
         for block in self.blocks:  # what is added up over the depth keeps its size
             for layer in (block.to_out, block.out):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * depth) ** 0.5)
