@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dysen.plan import Plan
+from dysen.action_plan import Plan
 from dysen.scene_graph import SceneGraph
 
 MAX_REPLY_NAME = 60

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dysen.names import check_name, identity, label, shorten
-from dysen.plan import MAX_TICK, Plan, Triplet
+from dysen.action_plan import MAX_TICK, Plan, Triplet
 from vdm.errors import PlanError
 
 MAX_OBJECTS = 128

@@ -12,7 +12,7 @@ import re
 
 from dysen.brackets import CLOSERS, COLONS, COMMAS, OPENERS, QUOTES, Group, Item, Text, read_brackets
 from dysen.names import shorten
-from dysen.plan import Event, Plan, Triplet
+from dysen.action_plan import Event, Plan, Triplet
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, SceneObject
 from vdm.errors import PlanError
 

@@ -3,7 +3,7 @@
 import random
 
 from dysen.names import clean
-from dysen.plan import Event, Plan, Triplet
+from dysen.action_plan import Event, Plan, Triplet
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, SceneObject
 
 PLAIN = ("lady", "friend", "chair", "old man", "bottle of water", "person #2", "red square", "The Lady", "a", "café")

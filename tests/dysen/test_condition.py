@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from dysen.condition import SCENE, SceneGraphCondition, scenes_of, tick_spans
 from dysen.graph_encoder import RecurrentGraphNetwork, RecurrentGraphTransformer
 from dysen.labels import WordEncoder
-from dysen.plan import Event, Plan, Triplet
+from dysen.action_plan import Event, Plan, Triplet
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, SceneObject, event_to_dsg
 from vdm import config, restore
 from vdm.conditions.base import ConditionSet

@@ -12,7 +12,7 @@ from data.shards import read_index
 from data.tar import member_table, open_shard, read_member
 from dysen.alignment import ticks_at
 from dysen.drawing import main
-from dysen.plan import Plan
+from dysen.action_plan import Plan
 from dysen.scene_graph import DynamicSceneGraph, event_to_dsg
 from dysen.text_form import dsg_from_text, dsg_to_text, plan_from_text, plan_to_text
 

@@ -1,4 +1,5 @@
-"""The caption, in the base stream of tokens. Said nothing, it says what the encoder makes of the empty caption."""
+"""The caption, in the base stream of tokens and, if asked, as one vector. Said nothing, it says what the encoder makes of
+the empty caption."""
 
 from __future__ import annotations
 
@@ -17,10 +18,15 @@ from vdm.types import Controls, LatentShape, Tokens, VideoBatch
 
 
 class TextCondition(Condition):
-    """Cached, it is `extras[name]` (b n d) and, where the encoder hides padding, `extras[name + "_mask"]` (b n)."""
+    """Cached, it is `extras[name]` (b n d) and, where the encoder hides padding, `extras[name + "_mask"]` (b n).
 
-    def __init__(self, *, encoder: TextEncoder, drop_prob: Fraction):
-        super().__init__(streams={TEXT: encoder.width}, drop_prob=drop_prob)
+    Args:
+        pooled: the mean of the tokens also joins the timestep embedding, and so reaches every layer at once.
+    """
+
+    def __init__(self, *, encoder: TextEncoder, drop_prob: Fraction, pooled: bool = False):
+        super().__init__(streams={TEXT: encoder.width}, embed_width=encoder.width * pooled, drop_prob=drop_prob)
+        self.pooled = pooled
         if encoder.is_trained:
             self.encoder = encoder
         else:
@@ -39,7 +45,7 @@ class TextCondition(Condition):
             tokens = tokens[
                 torch.tensor([distinct.index(caption) for caption in captions], device=tokens.values.device)
             ]
-        return Controls(tokens={TEXT: tokens})
+        return self._controls(tokens)
 
     def null(self, count: int, shape: LatentShape) -> Controls:
         null = self._null
@@ -47,7 +53,7 @@ class TextCondition(Condition):
             null = _seen(*self.encoder([""]))
             if not self.encoder.is_trained:
                 self._null = null
-        return Controls(tokens={TEXT: null.repeat(count)})
+        return self._controls(null.repeat(count))
 
     def cache(self, batch: VideoBatch, shape: LatentShape) -> dict[str, Tensor]:
         if self.encoder.is_trained:
@@ -74,7 +80,10 @@ class TextCondition(Condition):
                 allowed=f"one shape for all clips, (clips, tokens, {self.encoder.width})",
                 remedy="cache it again with the encoder of this run",
             )
-        return Controls(tokens={TEXT: _seen(values, None if mask is None else mask.bool())})
+        return self._controls(_seen(values, None if mask is None else mask.bool()))
+
+    def _controls(self, tokens: Tokens) -> Controls:
+        return Controls(tokens={TEXT: tokens}, embed=_mean(tokens) if self.pooled else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextCondition:
         self._null = None
@@ -83,3 +92,10 @@ class TextCondition(Condition):
 
 def _seen(values: Tensor, mask: Tensor | None) -> Tokens:
     return Tokens(values, None if mask is None else mask[:, None])  # b n d, b 1 n
+
+
+def _mean(tokens: Tokens) -> Tensor:
+    if tokens.visible is None:
+        return tokens.values.mean(1)  # b d
+    seen = tokens.visible[:, 0, :, None].to(tokens.values)  # b n 1
+    return (tokens.values * seen).sum(1) / seen.sum(1).clamp(min=1)
