@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from dysen.parsing_answers import parse_graph, parse_graphs
-from dysen.prompts import Form, prompt, scene_query, scenes_query
+from dysen.prompts import Form, again, prompt, scene_query, scenes_query
 from dysen.replies import Reply, SceneReply, ScenesReply
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, enrich
 from vdm.bounds import NonNegativeInt
@@ -60,9 +60,10 @@ class Imagination:
         demonstrations: Sequence[str] = (),
         scenes_demonstrations: Sequence[str] = (),
     ) -> Generator[Question, str, Imagined]:
-        """Yields questions, is sent answers, returns the enriched graphs.
+        """Yields questions, is sent answers (or, where there is none, thrown a `PlanError`), returns the enriched graphs.
 
-        Being a generator, many captions can go in lockstep and their questions form one batch.
+        Being a generator, many captions can go in lockstep and their questions form one batch. A question whose answer
+        could not be read is asked again with the problem named, so that a cache does not repeat the answer.
         """
         repairs: list[str] = []
         failures: list[str] = []
@@ -71,11 +72,17 @@ class Imagination:
         def settle(
             question: Question, read: Callable[[str], tuple[Read, tuple[str, ...]]], otherwise: Read
         ) -> Generator[Question, str, Read]:
+            asked = question
             for attempt in range(self.retries + 1):
-                answer = yield question
+                try:
+                    answer = yield asked
+                except PlanError as error:  # thrown in: there is no answer, and asking again is not our business
+                    failures.append(str(error))
+                    return otherwise
                 try:
                     result, changes = read(answer)
                 except PlanError as error:
+                    asked = Question(again(question.prompt, f"{error.what}: {error.got}"), question.reply)
                     if attempt == self.retries:
                         failures.append(str(error))
                 else:

@@ -24,6 +24,8 @@ class Answer:
 class LanguageModel(ABC):
     """Models may keep weights, connections and caches; they are made once and asked often."""
 
+    worth_caching = True  # False where looking an answer up costs as much as making it
+
     @abstractmethod
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer to each question, in their order. Never raises for a single question: `Answer.error` tells."""
@@ -32,6 +34,9 @@ class LanguageModel(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What decides an answer besides the prompt: the model, its weights, the parameters of decoding."""
 
-    def close(self) -> None:
-        """Let go of connections and processes."""
+    def cost(self, prompt_tokens: int, answer_tokens: int) -> float | None:
+        """What so many tokens cost in money. None: nothing, or nobody knows."""
         return None
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go
+        """Let go of connections and processes."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
 from typing import Literal
 
-from dysen.names import clean
+from dysen.names import clean, shorten
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph
 from dysen.text_form import dsg_to_text, graph_to_text
 
 Form = Literal["json", "tuples"]
 MAX_CAPTION = 2_000
+TICK_LINE = re.compile(r"\d{1,3}v: ")
 
 
 @functools.cache
@@ -66,6 +69,30 @@ def scenes_query(caption: str, dsg: DynamicSceneGraph, answer: str | None = None
     return _closed(f"{sentence(caption)}\nScenes:\n{dsg_to_text(dsg)}", "Answer:", answer)
 
 
+def again(asked: str, problem: str) -> str:
+    """A prompt whose answer could not be read, once more: the problem is named before its last line."""
+    head, _, last = asked.rpartition("\n")
+    note = json.dumps(shorten(problem), ensure_ascii=False)
+    return f"{head}\nAn earlier answer could not be used: {note} Answer in the form above.\n{last}"
+
+
+def queried_sentence(asked: str) -> str:
+    """The caption that a prompt is about: the inverse of `sentence`. Empty where a prompt has none."""
+    _, _, query = f"\n{asked}".rpartition("\nSentence: ")
+    try:
+        caption = json.loads(query.split("\n", 1)[0])
+    except ValueError:
+        return ""
+    return caption if isinstance(caption, str) else ""
+
+
+def queried_scenes(asked: str) -> list[str]:
+    """The scenes that a question of step III asks about, as they are written there."""
+    query = asked[asked.rfind("\nSentence: ") :].splitlines()
+    current = [line.removeprefix("Current scene: ") for line in query if line.startswith("Current scene: ")]
+    return current or [line.partition(": ")[2] for line in query if TICK_LINE.match(line)]
+
+
 def _closed(query: str, last: str, answer: str | None) -> str:
     return f"{query}\n{last}" if answer is None else f"{query}\n{last} {answer}"
 
@@ -75,4 +102,12 @@ def plan_prompt(caption: str, *, demonstrations: Sequence[str] = (), form: Form)
     return prompt("plan", form, demonstrations, plan_query(caption))
 
 
-__all__ = ["Form", "instruction", "plan_prompt", "plan_query", "prompt", "scene_query", "scenes_query", "sentence"]
+def fingerprint() -> str:
+    """A hash of the wording of all prompts."""
+    names = sorted(entry.name for entry in resources.files("dysen.prompts").iterdir() if entry.name.endswith(".txt"))
+    texts = [template(name.removesuffix(".txt")).template for name in names]
+    return hashlib.sha256(json.dumps([names, texts]).encode()).hexdigest()[:16]
+
+
+__all__ = ["Form", "again", "fingerprint", "instruction", "plan_prompt", "plan_query", "prompt", "queried_scenes",
+           "queried_sentence", "scene_query", "scenes_query", "sentence"]  # fmt: skip

@@ -93,7 +93,13 @@ def test_retries_then_failure():
     settings = imagination(retries=2)
     prompts, imagined = asked_of(settings, ["what?", "no", "(lady, in, dress)", *"-----"])
     assert len(prompts) == 8
-    assert len({question.prompt for question in prompts[:3]}) == 1
+    for question, problem in zip(prompts[1:3], ("what?", "no"), strict=True):
+        head, note, last = question.prompt.rsplit("\n", 2)
+        assert f"{head}\n{last}" == prompts[0].prompt
+        assert note == (
+            f'An earlier answer could not be used: "no triplet could be read in an answer: {problem}" '
+            "Answer in the form above."
+        )
     assert imagined.failures == ()
     assert imagined.dsg[0].relations == DRESS.relations
     _, imagined = asked_of(imagination(), ["what?", *"-----"])
