@@ -1,0 +1,86 @@
+"""The baseline: reads captions by rules instead of a language model, through the same interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dysen.action_plan import MAX_TICK, Plan
+from dysen.english.reading import read_caption
+from dysen.imagination import Question
+from dysen.llm.base import Answer, LanguageModel
+from dysen.names import identity, shorten
+from dysen.parsing_answers import parse_plan
+from dysen.prompts import queried_scenes, queried_sentence
+from dysen.replies import PlanReply, SceneReply, plan_reply, scene_reply, scenes_reply
+from dysen.scene_graph import SceneGraph
+from dysen.text_form import graph_from_text
+from vdm.errors import PlanError, UserError
+
+VERSION = 1  # of the rules; another one is another model
+
+
+class Rules(LanguageModel):
+    """Plans what a caption says, and imagines what else it says of the objects: their attributes and places.
+
+    Args:
+        parser: asked first, caption -> plan as json, such as the inverse of a grammar; what it refuses with a user error is
+            read by the general rules of English. None: these alone.
+    """
+
+    worth_caching = False
+
+    def __init__(self, *, parser: Callable[[str], list[Any]] | None):
+        self.parser = parser
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        return [self._one(question) for question in questions]
+
+    def fingerprint(self) -> dict[str, Any]:
+        parser = getattr(self.parser, "func", self.parser)
+        named = None if parser is None else f"{parser.__module__}.{parser.__qualname__}"
+        return {"model": "rules", "version": VERSION, "parser": named}
+
+    def plan_of(self, caption: str, *, max_tick: int) -> Plan | None:
+        """The plan, in at most so many ticks; None where the caption names nothing."""
+        plan = self._parsed(caption)
+        if plan is None:
+            plan = read_caption(caption).plan
+        if plan is None or plan.last <= max_tick:
+            return plan
+        return parse_plan(plan_reply(plan), max_tick=max_tick).plan
+
+    def _parsed(self, caption: str) -> Plan | None:
+        if self.parser is None:
+            return None
+        try:
+            return Plan.from_json(self.parser(caption))
+        except UserError:
+            return None
+
+    def _one(self, question: Question) -> Answer:
+        caption = queried_sentence(question.prompt)
+        if question.reply is PlanReply:
+            plan = self.plan_of(caption, max_tick=MAX_TICK)
+            if plan is None:
+                return Answer("", error=f"the rules find nothing that happens in {shorten(caption)!r}")
+            return Answer(plan_reply(plan))
+        details = read_caption(caption).details
+        try:
+            scenes = [graph_from_text(text) for text in queried_scenes(question.prompt)]
+        except PlanError as error:
+            return Answer("", error=f"the rules cannot read the scenes they are asked about: {error.what}")
+        additions = [_about(details, scene) for scene in scenes]
+        if question.reply is SceneReply:
+            return Answer(scene_reply(additions[0] if additions else SceneGraph()).model_dump_json())
+        return Answer(scenes_reply(additions))
+
+
+def _about(details: SceneGraph, scene: SceneGraph) -> SceneGraph:
+    """What the caption says of the objects in a scene."""
+    here = {identity(name) for name in scene.names}
+    return SceneGraph.build(
+        [entry for entry in details.objects if identity(entry.name) in here],
+        (),
+        [relation for relation in details.relations if identity(relation.subject) in here],
+    )
