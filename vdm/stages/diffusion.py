@@ -138,7 +138,7 @@ class DiffusionStage(Stage):
                 self.level_losses[level] = 0.95 * old + 0.05 * mean if old == old else mean  # nan: nothing so far
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": list(self.backbone.parameters()), "name": "backbone"}]
+        groups = [{"params": list(self.backbone.parameters()), "name": "backbone", "matrices": True}]
         learning = [p for p in self.conditions.parameters() if p.requires_grad]
         own = {} if self.conditions_lr is None else {"lr": self.conditions_lr}
         return groups + ([{"params": learning, "name": "conditions", **own}] if learning else [])
