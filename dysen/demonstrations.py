@@ -74,6 +74,9 @@ class Demonstration:
         raise PlanError("no demonstration", allowed='{"id", "caption", "plan", "dsg"}')
 
 
+Pool = tuple[Demonstration, ...]
+
+
 class Selector(ABC):
     """Chooses which demonstrations of its pool a caption is planned with. The choice depends on nothing but the caption.
 
@@ -82,7 +85,7 @@ class Selector(ABC):
         shots: how many are chosen.
     """
 
-    def __init__(self, *, pool: Sequence[Demonstration], shots: NonNegativeInt):
+    def __init__(self, *, pool: Pool, shots: NonNegativeInt):
         if shots > len(pool):
             remedy = "make a larger pool, or take fewer shots"
             raise ConfigError("more demonstrations than the pool has", key="selector.shots", got=shots,
@@ -113,7 +116,7 @@ class NoSelector(Selector):
 class RandomSelector(Selector):
     """Any of the pool, drawn without replacement; the same for the same caption, whatever stands beside it."""
 
-    def __init__(self, *, pool: Sequence[Demonstration], shots: NonNegativeInt, seed: int):
+    def __init__(self, *, pool: Pool, shots: NonNegativeInt, seed: int):
         super().__init__(pool=pool, shots=shots)
         self.seed = seed
 
@@ -131,7 +134,7 @@ class RandomSelector(Selector):
         return tuple(sorted(range(len(self.pool)), key=rank)[: self.shots])
 
 
-def load_pool(path: str) -> tuple[Demonstration, ...]:
+def load_pool(path: str) -> Pool:
     """The demonstrations of a jsonl file, one a line."""
     found: dict[str, Demonstration] = {}
     try:

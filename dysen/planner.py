@@ -160,7 +160,7 @@ class Planner:
         for attempt in range(self.retries + 1):
             answer = yield from _ask(Question(asked, PlanReply), tally)
             if answer.error is not None:
-                failures.append(f"no answer: {shorten(answer.error)}")
+                failures.append(f"no answer: {shorten(answer.error, 300)}")
                 return None
             try:
                 parsed = parse_plan(answer.text, max_tick=self.max_tick)
@@ -203,7 +203,7 @@ class Planner:
                 if answer.error is None:
                     question = questions.send(answer.text)
                 else:
-                    question = questions.throw(PlanError(f"no answer: {shorten(answer.error)}"))
+                    question = questions.throw(PlanError(f"no answer: {shorten(answer.error, 300)}"))
         except StopIteration as stop:
             return stop.value
 

@@ -162,7 +162,7 @@ class CorpusPlanner:
     ) -> None:
         name, tally = corpus.shards[number][0], Tally()
         place = self.folder / f"{name}.jsonl"
-        partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+        partial = place.with_name(f"{place.name}.partial")
         clips = set()
         try:
             with open(partial, "w", encoding="utf-8") as file:

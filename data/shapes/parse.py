@@ -90,6 +90,11 @@ def parse(caption: str) -> ParsedPlan:
     raise DataError(what, got=caption)
 
 
+def plan_of(caption: str) -> list[list[Any]]:
+    """The baseline planner as one function."""
+    return parse(caption).plan()
+
+
 class _Unclear(Exception):
     """This reading makes no sense here; another may."""
 

@@ -74,6 +74,8 @@ def sentences(caption: str) -> list[list[Item]]:
 
 def _without_frame(words: list[str]) -> list[str]:
     text = re.sub(r"\b(close) (up|ups)\b", r"\1-\2", " ".join(words)).replace("time lapse", "timelapse")
+    text = re.sub(r"\b(he|she|it|who|that)'s\b", r"\1 is", text)
+    text = re.sub(r"\b(they|we|you)'re\b", r"\1 are", text)
     words = text.split()
     for frame in FRAMES:
         parts = frame.split()

@@ -163,7 +163,7 @@ class Things:
             others = kinds or others
         elif phrase.head in ("someone", "somebody", "i", "we", "you", "us"):
             return self._add(Thing("person" if phrase.head not in ("we", "us") else "people"))
-        if is_agent and phrase.head in SUBJECT_PRONOUNS and self.last_agent in others and phrase.head != "it":
+        if is_agent and phrase.head in SUBJECT_PRONOUNS and self.last_agent in others:
             return self.last_agent if wanted is None else others[0]
         return others[0] if others else None
 
