@@ -22,11 +22,15 @@ from vdm.runs import Run
 log = logging.getLogger(__name__)
 
 STAGE_OF = {"autoencoder": "autoencoder", "backbone": "vdm", "conditions": "vdm"}  # which trains a network
+RUN_OF = {"llm.run": "language", "selector.run": "planner"}  # settings that name a run of a stage
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def adopt(cfg: DictConfig) -> None:
     """Write run names in the place of `auto`, and the settings of a network of an earlier stage in the place of its group."""
+    for key, stage in RUN_OF.items():
+        if OmegaConf.select(cfg, key) == "auto":
+            _name_run(cfg, key, stage)
     if OmegaConf.select(cfg, "init") is None or OmegaConf.select(cfg, "stage.name") is None:
         return
     if OmegaConf.select(cfg, "init.diffusers") is not None:
@@ -43,6 +47,21 @@ def adopt(cfg: DictConfig) -> None:
             str(cfg.paths.output_root), str(wanted), key=f"init.{network}"
         )  # fmt: skip
         _write(cfg, network, parent.name if wanted == "auto" else str(wanted), _record(parent, network))
+
+
+def _name_run(cfg: DictConfig, key: str, stage: str) -> None:
+    own = _own_record(cfg) if OmegaConf.select(cfg, "stage.name") is not None else None
+    recorded = OmegaConf.select(OmegaConf.create(own), key) if own is not None else None
+    root = str(cfg.paths.output_root)
+    if recorded is None:
+        parent = runs.newest_complete(root, stage)
+        if parent is None:
+            remedy = f"train one first: python train.py stage={stage}; or name a run: {key}=<run>"
+            raise RunError(f"this takes the newest complete run of stage={stage}, and there is none", key=key,
+                           got=f"auto, in {root}", remedy=remedy)  # fmt: skip
+        recorded = parent.name
+        log.info("%s: the newest complete run of stage=%s is %s", key, stage, recorded)
+    OmegaConf.update(cfg, key, recorded)
 
 
 def _newest(cfg: DictConfig, network: str) -> Run:

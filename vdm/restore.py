@@ -30,6 +30,8 @@ PACKAGES = {
     "autoencoder": ("vdm.autoencoder.",),
     "backbone": ("vdm.backbones.",),
     "objective": ("vdm.diffusion.",),
+    "language": ("dysen.tiny.",),
+    "features": ("dysen.icl.features.", "vdm.conditions.encoders."),
     "condition": ("vdm.conditions.", "dysen.condition.", "dysen.graph_encoder.", "dysen.labels."),
 }
 

@@ -84,7 +84,7 @@ def _already_done(run: Run, settings: dict[str, Any]) -> float | None:
 def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None, leader: bool) -> float | None:
     _quieten_lightning()
     pl.seed_everything(settings["seed"], verbose=False)  # initial weights; every step seeds itself
-    datamodule = instantiate(cfg.data, _convert_="all")
+    datamodule = instantiate(cfg.data if cfg.texts is None else cfg.texts, _convert_="all")
     datamodule.run_folder = run.folder
     datamodule.setup("fit")
     stage: Stage = instantiate(cfg.stage, _convert_="all")
@@ -176,7 +176,8 @@ def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]
         digest = checkpoint.read_manifest(folder)["files"][f"weights/{network}.safetensors"]["sha256"]
         log.info("%s starts from %s (%s): %s", network, parent.name, folder.name, report)
         parents.append({"network": network, "run": parent.name, "checkpoint": folder.name, "sha256": digest})
-    return parents
+    asked = (settings.get("llm") or {}).get("run")
+    return parents if asked is None else [*parents, {"network": "language", "run": asked}]
 
 
 def _load_published(backbone: Any, source: str, init: dict[str, Any], objective: dict[str, Any]) -> dict[str, Any]:

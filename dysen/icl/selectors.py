@@ -19,8 +19,6 @@ from vdm import checkpoint, restore
 from vdm.bounds import NonNegativeInt
 from vdm.errors import ConfigError
 
-ORIGIN = "dysen.icl.features."  # a run may be somebody else's: it builds nothing but features
-
 
 class NearestSelector(Selector):
     """The demonstrations whose captions are most like the caption; never the caption itself."""
@@ -83,9 +81,6 @@ def policy_of_run(*, run: str | None, output_root: str, shots: NonNegativeInt | 
     settings = restore.settings_of(found, needs=("stage",))["stage"]
     described = {name: settings[name] for name in ("features", "width", "temperature", "shots")}
     features = restore.checked({"features": described["features"]}, "features", found)
-    if not str(features["_target_"]).startswith(ORIGIN):
-        raise ConfigError("this code may not be named by a run", key="features._target_", got=features["_target_"],
-                          allowed=f"{ORIGIN}*")  # fmt: skip
     tensors = checkpoint.network_weights(found.last_checkpoint(), "policy")
     policy = ExamplePolicy(
         pool=from_bytes(tensors["stored_pool"]),

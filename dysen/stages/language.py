@@ -1,0 +1,93 @@
+"""stage=language: the small decoder learns to plan captions, and to look up verbs it does not know in its demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dysen.action_plan import Plan
+from dysen.icl.rewards import is_exact
+from dysen.tiny.decoder import Decoder
+from dysen.tiny.lessons import batch_of
+from dysen.tiny.vocabulary import Tokens, plan_of
+from dysen.tiny.writing import write
+from vdm.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.stages.base import Stage
+
+ROOM = 128  # tokens of an answer in validation
+
+
+class LanguageStage(Stage):
+    """Reads sequences of lessons, `batch["extras"]["lessons"]`; the last one of each is the query in validation."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        language: Decoder,
+        optimizer: Callable[[Iterable], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        grad_clip: PositiveFloat | None,
+        accumulate: PositiveInt,
+        max_skipped: PositiveInt,
+        seed: NonNegativeInt,
+    ):
+        super().__init__(
+            name=name,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            grad_clip=grad_clip,
+            accumulate=accumulate,
+            max_skipped=max_skipped,
+            seed=seed,
+        )
+        self.language = language
+
+    def averaged(self) -> dict[str, nn.Module]:
+        return {"language": self.language}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Embeddings and the head are tables of words, no matrices."""
+        inner = list(self.language.layers.parameters())
+        chosen = {id(p) for p in inner}
+        tables = [p for p in self.language.parameters() if id(p) not in chosen]
+        return [{"params": inner, "matrices": True}, {"params": tables, "weight_decay": 0.0}]
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        lessons = batch_of(batch["extras"]["lessons"], self.language.length).to(self.device)
+        wanted = lessons.wanted[:, 1:]
+        said = self.language(lessons.ids, lessons.forms)[:, :-1]  # b n d
+        scores = self.language.head(said[wanted]).float()
+        true = lessons.ids[:, 1:][wanted]
+        right = (scores.argmax(-1) == true).float().mean()
+        return {"loss": F.cross_entropy(scores, true), "tokens_right": right}
+
+    @torch.no_grad()
+    def validation_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss, and whether the query of each sequence is planned exactly."""
+        plans = self.plans(batch["extras"]["lessons"])
+        gold = [Plan.from_json(lessons[-1]["plan"]) for lessons in batch["extras"]["lessons"]]
+        exact = [is_exact(plan, true) for plan, true in zip(plans, gold, strict=True)]
+        return self.losses(batch) | {"exact": torch.tensor(exact, dtype=torch.float32, device=self.device)}
+
+    def plans(self, sequences: list[list[dict[str, Any]]]) -> list[Plan | None]:
+        """What is planned for the last caption of each sequence, with the lessons before it as demonstrations."""
+        prompts = []
+        for lessons in sequences:
+            tokens = Tokens()
+            for lesson in lessons[:-1]:
+                tokens.caption(lesson["caption"])
+                tokens.plan(Plan.from_json(lesson["plan"]))
+            tokens.caption(lessons[-1]["caption"])
+            prompts.append(tokens)
+        room = min(ROOM, self.language.length - max(map(len, prompts)))
+        return [
+            plan_of(ids, prompt.slots)
+            for ids, prompt in zip(write(self.language, prompts, max(room, 1)), prompts, strict=True)
+        ]

@@ -1,0 +1,170 @@
+"""A small transformer that writes plans: rotary positions, and a short convolution over the last tokens before attention.
+
+Captions are read in both directions, since "before it grows, the square moves" is clear at its end only; plans are written
+from left to right.
+The convolution lets a token know its predecessors at once. What a transformer otherwise learns last, to find the place where
+a word stood before and to continue from there, then needs one layer instead of two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dysen.tiny.vocabulary import CAPTION, NUM_FORMS, NUM_TOKENS, PLAN
+from vdm.bounds import PositiveInt
+from vdm.errors import ConfigError
+
+REACH = 4  # tokens the convolution sees
+BASE = 10_000.0  # of the rotary positions
+
+
+@dataclass
+class Memory:
+    """What one layer has read: keys and values `b heads n d` with room for more, and the inputs before the next one `b 3 d`."""
+
+    keys: Tensor
+    values: Tensor
+    recent: Tensor
+
+
+class Layer(nn.Module):
+    """Attention over what came before, then a layer for each token by itself."""
+
+    def __init__(self, *, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.taps = nn.Parameter(torch.zeros(REACH, width))  # weights of the token itself and of those before it
+        nn.init.ones_(self.taps[0])
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_out = nn.Linear(width, width, bias=False)
+        self.hidden = nn.Linear(width, 4 * width, bias=False)
+        self.out = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor, turn: Tensor, seen: Tensor) -> Tensor:
+        """x `b n d`; turn `n d_head`; seen `b 1 n n`."""
+        y = self._mixed(F.pad(self.norm1(x), (0, 0, REACH - 1, 0)))
+        q, k, v = self._qkv(y, turn)
+        return self._rest(x, attended(q, k, v, seen))
+
+    def remember(self, x: Tensor, turn: Tensor, seen: Tensor, lengths: Tensor, room: int) -> tuple[Tensor, Memory]:
+        """As `forward`, and what is needed to go on behind the `lengths` `b` tokens of each row."""
+        padded = F.pad(self.norm1(x), (0, 0, REACH - 1, 0))
+        q, k, v = self._qkv(self._mixed(padded), turn)
+        last = lengths[:, None] + torch.arange(REACH - 1, device=x.device)  # positions in `padded`
+        recent = padded.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))
+        memory = Memory(F.pad(k, (0, 0, 0, room)), F.pad(v, (0, 0, 0, room)), recent)
+        return self._rest(x, attended(q, k, v, seen)), memory
+
+    def step(self, x: Tensor, turn: Tensor, positions: Tensor, seen: Tensor, memory: Memory) -> Tensor:
+        """One more token of each row: x `b 1 d` at `positions` `b`; seen `b 1 1 n`."""
+        window = torch.cat([memory.recent, self.norm1(x)], dim=1)  # b REACH d
+        memory.recent = window[:, 1:]
+        q, k, v = self._qkv(self._mixed(window), turn)
+        rows = torch.arange(len(x), device=x.device)
+        memory.keys[rows, :, positions] = k[:, :, 0]
+        memory.values[rows, :, positions] = v[:, :, 0]
+        return self._rest(x, attended(q, memory.keys, memory.values, seen))
+
+    def _mixed(self, padded: Tensor) -> Tensor:
+        """b (REACH - 1 + n) d -> b n d."""
+        n = padded.shape[1] - REACH + 1
+        return sum(self.taps[i] * padded[:, REACH - 1 - i : REACH - 1 - i + n] for i in range(REACH))
+
+    def _qkv(self, y: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.to_qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # b heads n d_head
+        return rotated(q, turn), rotated(k, turn), v
+
+    def _rest(self, x: Tensor, found: Tensor) -> Tensor:
+        x = x + self.to_out(found.transpose(1, 2).flatten(2))
+        return x + self.out(F.gelu(self.hidden(self.norm2(x))))
+
+
+class Decoder(nn.Module):
+    """Tokens to scores of the next token.
+
+    Args:
+        width, depth, heads: of the transformer.
+        length: the most tokens of a prompt with its answer.
+    """
+
+    def __init__(self, *, width: PositiveInt, depth: PositiveInt, heads: PositiveInt, length: PositiveInt):
+        super().__init__()
+        if width % (2 * heads):
+            raise ConfigError("heads share the width, each an even part of it", key="language.heads", got=heads,
+                              allowed=f"divisors of {width} / 2")  # fmt: skip
+        self.length = length
+        self.embed = nn.Embedding(NUM_TOKENS, width)
+        self.embed_form = nn.Embedding(NUM_FORMS, width)
+        nn.init.normal_(self.embed.weight, std=0.5)  # apart from each other from the start: slots are never confused
+        nn.init.normal_(self.embed_form.weight, std=0.1)
+        self.layers = nn.ModuleList([Layer(width=width, heads=heads) for _ in range(depth)])
+        for layer in self.layers:
+            for last in (layer.to_out, layer.out):
+                nn.init.normal_(last.weight, std=0.5 * (width * depth) ** -0.5)
+        self.norm = nn.RMSNorm(width)
+        self.head = nn.Linear(width, NUM_TOKENS, bias=False)
+        self.register_buffer("turns", rotation(length, width // heads), persistent=False)
+
+    def forward(self, ids: Tensor, forms: Tensor) -> Tensor:
+        """b n -> b n d, before the head: scores are only wanted of some tokens."""
+        x, seen = self._embedded(ids, forms), sight(ids)
+        for layer in self.layers:
+            x = layer(x, self.turns[: ids.shape[1]], seen)
+        return self.norm(x)
+
+    def read(self, ids: Tensor, forms: Tensor, lengths: Tensor, room: int) -> tuple[Tensor, list[Memory]]:
+        """Prompts `b n` of `lengths` `b`, filled up at the end: scores `b v` of the next token, and memories."""
+        x, seen, memories = self._embedded(ids, forms), sight(ids), []
+        for layer in self.layers:
+            x, memory = layer.remember(x, self.turns[: ids.shape[1]], seen, lengths, room)
+            memories.append(memory)
+        last = x[torch.arange(len(x), device=x.device), lengths - 1]
+        return self.head(self.norm(last)), memories
+
+    def step(self, ids: Tensor, positions: Tensor, memories: list[Memory]) -> Tensor:
+        """The scores `b v` after one more token `b` at `positions` `b`."""
+        x = self._embedded(ids[:, None], torch.zeros_like(ids)[:, None])
+        n = memories[0].keys.shape[2]
+        seen = (torch.arange(n, device=ids.device) <= positions[:, None])[:, None, None]  # b 1 1 n
+        for layer, memory in zip(self.layers, memories, strict=True):
+            x = layer.step(x, self.turns[positions][:, None, None], positions, seen, memory)
+        return self.head(self.norm(x[:, 0]))
+
+    def _embedded(self, ids: Tensor, forms: Tensor) -> Tensor:
+        return self.embed(ids) + self.embed_form(forms)
+
+
+def sight(ids: Tensor) -> Tensor:
+    """b 1 n n: a token sees those before it, and one of a caption sees all of the caption."""
+    n = ids.shape[1]
+    begins, ends = (ids == CAPTION).cumsum(1), (ids == PLAN).cumsum(1)
+    caption = torch.where(
+        begins > ends, begins, -torch.arange(1, n + 1, device=ids.device)
+    )  # alone outside of captions
+    causal = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()
+    return (causal | (caption[:, :, None] == caption[:, None]))[:, None]
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """By hand: for sequences this short the fused kernel's backward pass takes three times as long on a CPU."""
+    scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    return scores.masked_fill(~seen, -1e4).softmax(-1).to(v.dtype) @ v
+
+
+def rotation(length: int, width: int) -> Tensor:
+    """n d: cosines, then sines, of the angles of each position."""
+    speeds = BASE ** (-torch.arange(width // 2) * 2 / width)
+    angles = torch.arange(length)[:, None] * speeds
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotated(x: Tensor, turn: Tensor) -> Tensor:
+    """x `... n d` with pairs of numbers turned by the angles of their position."""
+    cos, sin = turn.to(x.dtype).chunk(2, dim=-1)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
