@@ -63,6 +63,8 @@ class TransformersModel(LanguageModel):
         self.tokenizer, self.model = load(Path(model), device, dtype)
         self._generation = importlib.import_module("dysen.llm.generation")
         self.chat = _chat(self.tokenizer, chat)
+        added = self.tokenizer.added_tokens_decoder.values()
+        self._special = [token.content for token in added if token.special and len(token.content) > 1]
         self.stop_tokens = _stop_tokens(self.tokenizer, self.model)
         self.context = _context(self.tokenizer, self.model)
         if max_tokens >= self.context:
@@ -126,10 +128,13 @@ class TransformersModel(LanguageModel):
     def encode(self, prompt: str) -> list[int]:
         """The tokens the model reads."""
         prompt = prompt.encode("utf-8", "replace").decode()  # half a pair of surrogates cannot be read
+        for special in self._special:  # a caption may not end its turn
+            prompt = prompt.replace(special, f"{special[0]} {special[1:]}")
         if self.chat:
             message = [{"role": "user", "content": prompt}]
             prompt = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(prompt, add_special_tokens=not self.chat, verbose=False)["input_ids"]
+        ids = self.tokenizer(prompt, add_special_tokens=not self.chat, verbose=False)["input_ids"]
+        return ids or self.stop_tokens[:1]  # an empty prompt begins somewhere
 
     def _fitting(self, prompt: str) -> tuple[list[int], int]:
         """Tokens of a prompt, and how many of its demonstrations, the least relevant first, had to go for it to fit."""

@@ -106,6 +106,7 @@ class OpenAIModel(LanguageModel):
         self._format_in_use, self._limit_name = FORMATS.index(format), "max_tokens"
         self._tally: collections.Counter[str] = collections.Counter()
         self._spent = self._reserved = 0
+        self._tokens_per_character = 0.25  # the most that was seen, later
         self._not_before = 0.0  # all tries wait while the server wants to be left alone
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
@@ -185,7 +186,7 @@ class OpenAIModel(LanguageModel):
     async def _within_budget(self, question: Question, changed: asyncio.Condition) -> Answer:
         if self.token_budget is None:
             return await self._ask(question)
-        wanted = len(question.prompt) // 4 + self.max_tokens
+        wanted = round(len(question.prompt) * self._tokens_per_character) + self.max_tokens
         async with changed:
             while self._spent + self._reserved + wanted > self.token_budget:
                 if not self._reserved:
@@ -319,6 +320,8 @@ class OpenAIModel(LanguageModel):
         answer_tokens = _count(usage, "completion_tokens", len(content) // 4)
         self._tally.update(prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
         self._spent += prompt_tokens + answer_tokens
+        ratio = prompt_tokens / max(len(question.prompt), 1)
+        self._tokens_per_character = max(self._tokens_per_character, ratio)
         if isinstance(message, dict) and isinstance(message.get("refusal"), str):
             raise Refused(f"the model refused: {shorten(message['refusal'])}")
         if not content.strip():
