@@ -53,6 +53,7 @@ class Clause:
     places: list[tuple[str, NounPhrase]] = field(default_factory=list)
     link: str = ""  # how it hangs on the clause before it: "", "participle", "infinitive", "relative"
     by: NounPhrase | None = None
+    adjectives: tuple[str, ...] = ()  # "is brown"
     is_retold: bool = False  # "is still singing", "has finished singing"
 
 
@@ -238,6 +239,9 @@ def _clause(group: Group, tail: list[str]) -> Clause:
         w for w in tail if not (w in ADVERBS - {"still"} or (w.endswith("ly") and len(w) > 4 and w != "diagonally"))
     ]
     parts, at = [group.base], 0
+    if group.form == "copula":
+        said = [word for word in tail[:3] if is_adjective(word)]
+        return Clause(None, group.base, group.base, [], group.form, _places(tail), adjectives=tuple(said))
     if group.base in LINKING:
         while at < len(tail) and is_adjective(tail[at]):
             parts.append(tail[at])

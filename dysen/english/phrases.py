@@ -75,7 +75,7 @@ def read_noun_phrase(words: Sequence[str]) -> tuple[NounPhrase | None, int]:
             nouns.append("one")
         elif is_adjective(word) and not nouns:
             adjectives.append(word)
-        elif word.endswith("ly") and len(word) > 4 and not nouns:
+        elif not nouns and (word.endswith("ly") and len(word) > 4 or not any(map(str.isalpha, word))):
             pass
         elif not nouns and at + 1 < len(words) and _describes(word, words[at + 1]):
             adjectives.append(word)

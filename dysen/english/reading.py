@@ -1,174 +1,82 @@
-"""Reads a caption into events and what it says of their times: a plan, and the attributes and places it names."""
+"""Reads a caption: its sentences part by part, and what connectives say of the times of their events."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dysen.action_plan import Event, Plan, Triplet
 from dysen.english.clauses import Clause, read_clauses
 from dysen.english.connectives import Item, sentences
-from dysen.english.phrases import NounPhrase, Things, read_noun_phrase
-from dysen.english.timeline import Timeline
-from dysen.english.words import ENDING_STATES, MOVES, STATES
-from dysen.names import clean
-from dysen.scene_graph import SceneGraph, SceneObject
+from dysen.english.phrases import NounPhrase, read_noun_phrase
+from dysen.english.story import MAX_EVENTS, ReadCaption, Story, Told
 
-MAX_EVENTS = 24
 SUBORDINATE = ("while", "after", "before")
 TAILS = ("while", "after", "before", "but first", "all while")
 
 
+def read_caption(caption: str) -> ReadCaption:
+    """Plan and details of a caption in English."""
+    story = Story()
+    for items in sentences(caption):
+        read_sentence(story, items)
+    return story.result()
+
+
+def read_sentence(story: Story, items: Sequence[Item]) -> None:
+    """Adds what a sentence says to the story."""
+    reader = _Sentence(story, items)
+    opener = reader.opener()
+    earlier = [i for i, event in enumerate(story.events) if event is not None]
+    now = reader.sequence()
+    while reader.at < len(items):  # what the rules have no place for is read as a sequel
+        reader.at += items[reader.at].kind != "words"
+        now += reader.sequence()
+    # What was told before and is said to go on, or to be over, has its place already.
+    earlier = [i for i in earlier if i not in now]
+    now = [i for i in now if i > max(earlier, default=-1) and i not in sum(story.told, [])]
+    if opener in ("prior", "prior all"):
+        story.claim("before", now, story.told[-1] if story.told and opener == "prior" else earlier)
+    elif opener == "between":
+        if len(story.told) > 1:
+            story.claim("before", story.told[-2], now)
+            story.claim("before", now, story.told[-1])
+    elif opener == "meanwhile":
+        beside = story.told[-1] if story.told else []
+        story.claim("overlap", beside, now)
+        story.claim("before", [i for i in earlier if i not in beside and i not in story.closing], now)
+    elif opener == "first":
+        story.claim("before", now, [i for i in earlier if i not in story.opening])
+        story.opening += now
+    else:
+        story.claim("before", [i for i in earlier if i not in story.closing], now)
+    if opener == "last":
+        story.closing += now
+    else:
+        story.claim("before", now, story.closing)
+    if now:
+        story.told.append(now)
+
+
 @dataclass(frozen=True)
-class Told:
-    """An event before things have names."""
+class _Waiting:
+    """A clause whose subject comes later: "Before vanishing, the cat ..."."""
 
-    agent: int
-    base: str
-    predicate: str
-    target: int | None
-
-
-@dataclass(frozen=True)
-class ReadCaption:
-    """What the rules understood. `plan` is None where nothing happens and nothing is named."""
-
-    plan: Plan | None
-    details: SceneGraph  # attributes of things, and where they are
-
-
-class _Story:
-    """What is known after each sentence."""
-
-    def __init__(self) -> None:
-        self.things = Things()
-        self.events: list[Told] = []
-        self.claims: list[tuple[str, int, int]] = []
-        self.places: list[tuple[int, str, int]] = []
-        self.told: list[list[int]] = []  # events of each sentence
-        self.opening: list[int] = []
-        self.closing: list[int] = []
-
-    # ---- sentences
-
-    def sentence(self, items: Sequence[Item]) -> None:
-        reader = _Sentence(self, items)
-        opener = reader.opener()
-        earlier = list(range(len(self.events)))
-        now = reader.sequence()
-        while reader.at < len(items):  # what the rules have no place for is read as a sequel
-            reader.at += items[reader.at].kind != "words"
-            now += reader.sequence()
-        # What was told before and is said to go on, or to be over, has its place already.
-        earlier = [i for i in earlier if i not in now]
-        now = [i for i in now if i > max(earlier, default=-1) and i not in sum(self.told, [])]
-        if opener in ("prior", "prior all"):
-            self.claim("before", now, self.told[-1] if self.told and opener == "prior" else earlier)
-        elif opener == "between":
-            for relation in (self.told[-2:-1], now), (now, self.told[-1:]):
-                self.claim(
-                    "before", *(sum(part, []) if part and isinstance(part[0], list) else part for part in relation)
-                )
-        elif opener == "meanwhile":
-            beside = self.told[-1] if self.told else []
-            self.claim("overlap", beside, now)
-            self.claim("before", [i for i in earlier if i not in beside and i not in self.closing], now)
-        elif opener == "first":
-            self.claim("before", now, [i for i in earlier if i not in self.opening])
-            self.opening += now
-        else:
-            self.claim("before", [i for i in earlier if i not in self.closing], now)
-        if opener == "last":
-            self.closing += now
-        else:
-            self.claim("before", now, self.closing)
-        if now:
-            self.told.append(now)
-
-    def claim(self, relation: str, first: Sequence[int], second: Sequence[int]) -> None:
-        for i in first:
-            for j in second:
-                if i != j:
-                    lasts = relation == "before" and self._goes_on(i, j)
-                    self.claims.append(("overlap" if lasts else relation, i, j))
-
-    def _goes_on(self, i: int, j: int) -> bool:
-        """Somebody who sits still sits while drinking, but not while running."""
-        state, other = self.events[i], self.events[j]
-        if state.base not in STATES or state.agent != other.agent or other.base in STATES:
-            return False
-        return not (state.base in ENDING_STATES and other.base in MOVES)
-
-    # ---- clauses
-
-    def tell(self, clause: Clause, agents: Sequence[int]) -> list[int]:
-        """The events of a clause, one for each agent and target."""
-        return self.tell_of(clause, agents, *self.meant(clause, agents[0] if agents else None))
-
-    def meant(self, clause: Clause, agent: int | None) -> tuple[list[int], list[tuple[str, int]]]:
-        """The targets and the places of a clause."""
-        # The target is mentioned last, so that "it" means the target.
-        places = [(word, self.things.meant(phrase, beside=agent)) for word, phrase in clause.places]
-        targets = [i for phrase in clause.targets for i in self.things.meant_all(phrase, beside=agent)]
-        return targets, [(word, place) for word, place in places if place is not None]
-
-    def tell_of(
-        self, clause: Clause, agents: Sequence[int], targets: list[int], places: list[tuple[str, int]]
-    ) -> list[int]:
-        told = []
-        self.places += [(agent, word, place) for agent in agents for word, place in places if place != agent]
-        if len(agents) > 1:
-            self.things.together = list(agents)
-        if clause.form == "copula":
-            return []
-        for agent in agents:
-            for target in targets or [None]:
-                event = Told(agent, clause.base, clause.predicate, target if target != agent else None)
-                known = [i for i, e in enumerate(self.events) if (e.agent, e.base) == (agent, clause.base)]
-                if clause.is_retold and known:
-                    told.append(known[-1])
-                elif len(self.events) < MAX_EVENTS:
-                    self.events.append(event)
-                    told.append(len(self.events) - 1)
-        return told
-
-    # ---- result
-
-    def result(self) -> ReadCaption:
-        names = [clean(name)[:60].strip() or "thing" for name in self.things.names()]
-        relations = [
-            Triplet(names[i], word, names[j]) for i, word, j in dict.fromkeys(self.places) if names[i] != names[j]
-        ]
-        objects = [
-            SceneObject(name, tuple(thing.adjectives)[:8]) for name, thing in zip(names, self.things.known, strict=True)
-        ]
-        details = SceneGraph.build(
-            objects[: MAX_EVENTS * 2], (), relations[:MAX_EVENTS] if len(objects) <= MAX_EVENTS * 2 else ()
-        )
-        if not self.events:
-            return ReadCaption(Plan((Event(names[0], "appear", None, 0, 1),)) if names else None, details)
-        timeline = Timeline(len(self.events))
-        for relation, i, j in self.claims:
-            (timeline.before if relation == "before" else timeline.overlap)(i, j)
-        events: dict[Event, None] = {}
-        for told, (start, end) in zip(self.events, timeline.intervals(), strict=True):
-            target = None if told.target is None else names[told.target]
-            events[Event(names[told.agent], told.predicate[:60].strip(), target, start, end)] = None
-        return ReadCaption(Plan(tuple(events)), details)
+    clause: Clause
+    targets: list[int]
+    places: list[tuple[str, int]]
+    place: int | None
 
 
 @dataclass
 class _Sentence:
     """A cursor over the items of a sentence. Its methods return the events that they read."""
 
-    story: _Story
+    story: Story
     items: Sequence[Item]
     at: int = 0
     agents: list[int] = field(default_factory=list)  # who acted last
     pending: list[NounPhrase] = field(default_factory=list)  # subjects whose verb comes later
-    waiting: list[tuple] = field(
-        default_factory=list
-    )  # clauses whose subject comes later: "Before vanishing, the cat ..."
+    waiting: list[_Waiting] = field(default_factory=list)
     patients: list[int] = field(default_factory=list)  # to whom it was done, in the passive
     is_relative: bool = False
 
@@ -302,8 +210,9 @@ class _Sentence:
             if self.kind() == "relative":
                 self.at += 1
                 join, self.is_relative = "relative", True
-                if told and not self.pending and self.story.events[-1].target is not None:
-                    self.agents = [self.story.events[-1].target]
+                last = self.story.events[-1] if self.story.events else None
+                if told and not self.pending and last is not None and last.target is not None:
+                    self.agents = [last.target]
                 continue
             if self.kind() in (",", "and") and self._goes_on(inner, bool(told or self.waiting)):
                 join = ", and" if self.kind() == "," and self.kind(1) == "and" else str(self.kind())
@@ -346,7 +255,7 @@ class _Sentence:
         for position, clause in enumerate(clauses):
             agents = self._agents(clause, position == 0)
             if not agents:
-                self.waiting.append((clause, *self.story.meant(clause, None)))
+                self.waiting.append(_Waiting(clause, *self.story.meant(clause, None), self.story.reserve()))
                 continue
             fresh = self.story.tell(clause, agents)
             if told and fresh:
@@ -374,7 +283,10 @@ class _Sentence:
     def waited(self) -> list[int]:
         """The clauses that waited for somebody to act in them."""
         waiting, self.waiting = self.waiting, []
-        return [i for one in waiting for i in self.story.tell_of(one[0], self.agents, *one[1:])] if self.agents else []
+        told: list[int] = []
+        for one in waiting if self.agents else []:
+            told += self.story.tell_of(one.clause, self.agents, one.targets, one.places, one.place)
+        return told
 
     def _agents(self, clause: Clause, is_first: bool) -> list[int]:
         things = self.story.things
@@ -407,9 +319,9 @@ class _Sentence:
             self.story.places += [(agent, words[0], place) for agent in self.agents if place is not None]
             return
         for phrase in phrases:
-            has_target = bool(events) and events[-1].target is not None and events[-1].agent in self.agents
-            if has_target and not (follows and not self.agents) and len(events) < MAX_EVENTS:
-                last = events[-1]
+            last = events[-1] if events else None
+            has_target = last is not None and last.target is not None and last.agent in self.agents
+            if last is not None and has_target and not (follows and not self.agents) and len(events) < MAX_EVENTS:
                 target = self.story.things.meant(phrase, beside=last.agent)
                 if target is not None:
                     events.append(Told(last.agent, last.base, last.predicate, target))
@@ -430,11 +342,3 @@ def _relation(join: str, commas: int, forms: list[str], form: str, own: bool) ->
     if join in (",", ", and"):
         return "overlap" if form == "gerund" and forms[0] == "finite" else "before"
     return "overlap"
-
-
-def read_caption(caption: str) -> ReadCaption:
-    """Plan and details of a caption in English."""
-    story = _Story()
-    for items in sentences(caption):
-        story.sentence(items)
-    return story.result()

@@ -6,6 +6,7 @@ asked again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from typing import Any
 
 from dysen.imagination import Question
 from dysen.llm.base import Answer, LanguageModel
+from dysen.replies import Reply
 from vdm.errors import RunError
 
 FILE = "answers.sqlite"
@@ -61,7 +63,7 @@ class Cached(LanguageModel):
         self.llm.close()
 
     def _key(self, question: Question) -> str:
-        return _digest(self._identity, question.prompt, json.dumps(question.reply.model_json_schema(), sort_keys=True))
+        return _digest(self._identity, question.prompt, _schema(question.reply))
 
 
 class AnswerFile:
@@ -130,6 +132,11 @@ class AnswerFile:
             self._owner = os.getpid()
             self._connection.execute(TABLE)
         return self._connection
+
+
+@functools.cache
+def _schema(reply: type[Reply]) -> str:
+    return json.dumps(reply.model_json_schema(), sort_keys=True)
 
 
 def _read(key: str, content: object, checksum: object) -> Answer | None:
