@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,45 @@ class TextSource(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the items."""
+
+
+class StoredCaptions:
+    """Captions with their plans from a jsonl file, such as `python -m dysen.plan write_pool=<number>` writes.
+
+    Args:
+        path: lines `{"id", "caption", "plan"}`, and `dsg` where the enriched graphs are known.
+        num_pool, num_train, num_val: the first ones are candidates for demonstrations, the next ones are trained on, the
+            next ones validate.
+    """
+
+    def __init__(self, *, path: str, num_pool: PositiveInt, num_train: PositiveInt, num_val: PositiveInt):
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            self._entries = [json.loads(line) for line in lines if line.strip()]
+            keys = {key for entry in self._entries for key in ("id", "caption", "plan") if key not in entry}
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError("no captions with their plans", key="texts.source.path", got=f"{path}: {error}") from error
+        wanted = num_pool + num_train + num_val
+        if keys or len(self._entries) < wanted:
+            got = f"{path}: {len(self._entries)} lines" + (f", some without {', '.join(sorted(keys))}" if keys else "")
+            raise DataError("not the captions that are asked for", key="texts.source", got=got,
+                            allowed=f"{wanted} lines with id, caption and plan")  # fmt: skip
+        self._first = {"pool": 0, "train": num_pool, "val": num_pool + num_train}
+        self._num_pool = num_pool
+        self.sizes: dict[str, int | None] = {"train": num_train, "val": num_val}
+
+    def item(self, split: str, index: int) -> dict[str, Any]:
+        entry = self._entries[self._first[split] + index]
+        found = {"key": str(entry["id"]), "caption": entry["caption"], "plan": entry["plan"]}
+        return found | {"scene_graphs": entry.get("dsg")}
+
+    def pool(self) -> list[dict[str, Any]]:
+        """The candidates."""
+        return self._entries[: self._num_pool]
+
+    def fingerprint(self) -> dict[str, Any]:
+        text = json.dumps(self._entries, sort_keys=True)
+        return {"stored": hashlib.sha256(text.encode()).hexdigest(), "pool": self._num_pool, "sizes": self.sizes}
 
 
 class TextData(pl.LightningDataModule):

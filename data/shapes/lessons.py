@@ -45,7 +45,7 @@ VOWELS = "aiou"
 CODAS = ("b", "ck", "ft", "g", "lk", "lm", "mp", "nd", "nk", "p", "rb", "rf", "rk", "rm", "st")
 ENDINGS = ("et", "ock", "im", "und", "olk")
 INTRODUCED = 0.2  # share of captions that begin with who is there
-TRIES = 3  # scripts that are drawn until one shares an action with an earlier one
+TRIES = 8  # scripts that are drawn until one shares an action with an earlier one
 MARKS = re.compile(f"{OPEN}.|{CLOSE}")
 
 Lexicon = Mapping[str, str]  # action -> the stem of its new verb
@@ -159,12 +159,14 @@ class Sequences:
         """Sequence `index`."""
         chances = Chances(np.random.default_rng([self.seed, ("train", "val").index(split), index]))
         settings = self.settings
+        count = float(chances.integer(*self.num_lessons))
         if split == "train" and index < self.ramp:
-            most = 1 + index * settings.max_events // self.ramp
-            settings = dataclasses.replace(settings, max_events=min(most, settings.max_events))
+            most = min(1 + index * settings.max_events // self.ramp, settings.max_events)
+            count *= 2 - most / settings.max_events  # more of the short ones
+            settings = dataclasses.replace(settings, max_events=most)
         scripts: list[Script] = []
         seen: Counter[str] = Counter()
-        for _ in range(chances.integer(*self.num_lessons)):
+        for _ in range(round(count)):
             for _ in range(TRIES):
                 script = draw_script(chances, settings)
                 if not seen or seen.keys() & {e.action for e in script.events}:

@@ -42,3 +42,24 @@ def advantages(rewards: Tensor, baseline: Tensor, *, is_normalised: bool) -> Ten
 def policy_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
     """Its gradient is that of the expected reward, with the opposite sign."""
     return -(advantage.detach() * log_prob).mean()
+
+
+class RunningMean(nn.Module):
+    """The mean of everything since it was cleared, kept in checkpoints."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    @property
+    def value(self) -> Tensor:
+        return self.total / self.count.clamp(min=1)
+
+    def add(self, values: Tensor) -> None:
+        self.total += values.sum()
+        self.count += values.numel()
+
+    def clear(self) -> None:
+        self.total.zero_()
+        self.count.zero_()

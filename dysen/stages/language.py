@@ -65,8 +65,13 @@ class LanguageStage(Stage):
         said = self.language(lessons.ids, lessons.forms)[:, :-1]  # b n d
         scores = self.language.head(said[wanted]).float()
         true = lessons.ids[:, 1:][wanted]
-        right = (scores.argmax(-1) == true).float().mean()
-        return {"loss": F.cross_entropy(scores, true), "tokens_right": right}
+        right = (scores.argmax(-1) == true).float()
+        new = lessons.explained[:, 1:][wanted].float()
+        return {
+            "loss": F.cross_entropy(scores, true),
+            "tokens_right": right.mean(),
+            "new_verbs_right": (right * new).sum() / new.sum().clamp(min=1),  # of those that a demonstration explains
+        }
 
     @torch.no_grad()
     def validation_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -107,7 +107,6 @@ class Decoder(nn.Module):
             for last in (layer.to_out, layer.out):
                 nn.init.normal_(last.weight, std=0.5 * (width * depth) ** -0.5)
         self.norm = nn.RMSNorm(width)
-        self.head = nn.Linear(width, NUM_TOKENS, bias=False)
         self.register_buffer("turns", rotation(length, width // heads), persistent=False)
 
     def forward(self, ids: Tensor, forms: Tensor) -> Tensor:
@@ -116,6 +115,10 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, self.turns[: ids.shape[1]], seen)
         return self.norm(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Scores `... v`. A word is said by the vector that it is read by, so a layer can copy what it has not met."""
+        return F.linear(x, self.embed.weight) * x.shape[-1] ** -0.5
 
     def read(self, ids: Tensor, forms: Tensor, lengths: Tensor, room: int) -> tuple[Tensor, list[Memory]]:
         """Prompts `b n` of `lengths` `b`, filled up at the end: scores `b v` of the next token, and memories."""

@@ -93,7 +93,7 @@ def test_sequences_differ_and_give_new_words_to_what_returns():
 def test_every_word_of_the_shapes_world_is_known():
     for index in range(150):
         for lesson in sequences(new_share=0.0).item("train", index)["lessons"]:
-            tokens, _ = encode([lesson])
+            tokens, *_ = encode([lesson])
             assert not tokens.slots, lesson["caption"]
             assert UNKNOWN not in tokens.ids
     assert set(ACTIONS) <= set(IDS)
@@ -138,9 +138,10 @@ def test_what_is_to_be_learned_leaves_out_what_would_be_guessed():
         {"caption": "It blicks.", "plan": [["red bar", "grow", None, [0, 1]]], "new": ["blick"]},
         {"caption": "It is blicking.", "plan": [["red bar", "grow", None, [0, 1]]], "new": ["blick"]},
     ]
-    tokens, wanted = encode(lessons)
+    tokens, wanted, explained = encode(lessons)
     said = [i for i, token in enumerate(tokens.ids) if token == IDS["grow"]]
     assert [wanted[i] for i in said] == [False, True]
+    assert explained == said[1:]
     assert sum(wanted) == 2 * 8 - 1  # red bar PART grow 0 1 STOP END
     batch = batch_of([lessons, lessons[:1]], length=20)
     assert batch.ids.shape == (2, 20)
@@ -270,5 +271,5 @@ def test_other_weights_are_another_model():
     one, other = (TinyModel(decoder=decoder(), max_tokens=40, batch_tokens=600) for _ in range(2))
     assert one.fingerprint() == other.fingerprint()
     with torch.no_grad():
-        other.decoder.head.weight[0, 0] += 1
+        other.decoder.embed.weight[0, 0] += 1
     assert one.fingerprint() != other.fingerprint()
