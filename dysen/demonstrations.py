@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,10 +40,20 @@ class Demonstration:
 
     def for_plan(self, form: Form) -> str:
         """Step I, with its answer."""
-        return plan_query(self.caption, plan_reply(self.plan) if form == "json" else plan_to_text(self.plan))
+        return self._written(
+            (form, "plan"),
+            lambda: plan_query(self.caption, plan_reply(self.plan) if form == "json" else plan_to_text(self.plan)),
+        )
 
     def for_scene(self, form: Form, window: int) -> str:
         """Step III for one scene, the one to which most is added."""
+        return self._written((form, "scene", window), lambda: self._scene(form, window))
+
+    def for_scenes(self, form: Form) -> str:
+        """Step III for all scenes."""
+        return self._written((form, "scenes"), lambda: self._scenes(form))
+
+    def _scene(self, form: Form, window: int) -> str:
         planned = event_to_dsg(self.plan)
         enriched = [enrich(graph, addition) for graph, addition in zip(planned, self.additions, strict=True)]
         tick = max(range(len(planned)), key=lambda i: (len(self.additions[i].triplets), -i))
@@ -51,13 +61,22 @@ class Demonstration:
         answer = scene_reply(addition).model_dump_json() if form == "json" else graph_to_text(addition)
         return scene_query(self.caption, *windowed(enriched, planned, tick, window), answer)
 
-    def for_scenes(self, form: Form) -> str:
-        """Step III for all scenes."""
+    def _scenes(self, form: Form) -> str:
         if form == "json":
             answer = scenes_reply(list(self.additions))
         else:
             answer = "\n".join(f"{tick}v: {graph_to_text(addition)}" for tick, addition in enumerate(self.additions))
         return scenes_query(self.caption, event_to_dsg(self.plan), answer)
+
+    @cached_property
+    def _texts(self) -> dict[tuple, str]:
+        return {}
+
+    def _written(self, kind: tuple, write: Callable[[], str]) -> str:
+        """Written once: a demonstration is shown with many captions."""
+        if kind not in self._texts:
+            self._texts[kind] = write()
+        return self._texts[kind]
 
     def to_json(self) -> dict[str, Any]:
         content = {"id": self.id, "caption": self.caption, "plan": self.plan.to_json()}

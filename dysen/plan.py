@@ -106,7 +106,7 @@ def _remarks(planned: Planned) -> list[str]:
 def _corpus(planner: Planner, corpus: Corpus, cfg: DictConfig) -> None:
     from dysen.planning_corpus import REPORT, CorpusPlanner, write_whole
 
-    folder = _folder(planner, corpus, cfg.output)
+    folder = _folder(planner, corpus, cfg)
     task = CorpusPlanner(
         planner=planner, folder=folder, captions=cfg.captions, batch=cfg.batch, max_fallbacks=cfg.max_fallbacks
     )
@@ -134,8 +134,10 @@ def _corpus(planner: Planner, corpus: Corpus, cfg: DictConfig) -> None:
     sys.stdout.write(_printed(folder, report) + "\n")
 
 
-def _folder(planner: Planner, corpus: Corpus, output: str | None) -> Path:
-    place = output or f"{corpus.folder}/plans/{planner.name}"
+def _folder(planner: Planner, corpus: Corpus, cfg: DictConfig) -> Path:
+    """A trial with a limit has a folder of its own."""
+    parts = [planner.name] + ["first"] * (cfg.captions == "first") + ([] if cfg.limit is None else [str(cfg.limit)])
+    place = cfg.output or f"{corpus.folder}/plans/{'-'.join(parts)}"
     if "://" in place or "::" in place:
         raise ConfigError(
             "plans are written to a local folder", key="output", got=place, remedy="output=<local folder>"
