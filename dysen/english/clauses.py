@@ -23,6 +23,7 @@ from dysen.english.words import (
     RELATIVE,
     WAYS,
     is_adjective,
+    is_adverb,
     is_plural,
     verb,
 )
@@ -38,7 +39,7 @@ class Group:
     start: int
     end: int
     base: str
-    form: Literal["finite", "gerund", "infinitive", "passive", "copula"]
+    form: Literal["finite", "progressive", "gerund", "infinitive", "passive", "copula"]
 
 
 @dataclass
@@ -66,7 +67,7 @@ def verb_groups(words: Sequence[str], has_subject: bool, is_relative: bool = Fal
     found: list[Group] = []
     at = 0
     while at < len(words):
-        finite = [group for group in found if group.form in ("finite", "copula", "passive")]
+        finite = [group for group in found if group.form in ("finite", "progressive", "copula", "passive")]
         group = _group_at(words, at, has_subject, len(finite) > is_relative)
         if group is None:
             at += 1
@@ -126,6 +127,8 @@ def _group_at(words: Sequence[str], at: int, has_subject: bool, has_finite: bool
         return None
     if before is None and not starts or (has_finite and not relative and before not in PRONOUNS):
         return None
+    if word in NOUNS_AFTER_ALL and words[at + 1 : at + 2] == ["of"]:
+        return None
     if word in NOUNS_AFTER_ALL and not relative and not starts and not _is_object_next(words, at + 1):
         return None
     if kind == "third":
@@ -143,7 +146,7 @@ def _group_at(words: Sequence[str], at: int, has_subject: bool, has_finite: bool
 
 def _verb_after(words: Sequence[str], at: int) -> bool:
     at += 1
-    while at < len(words) and (words[at] in ADVERBS or words[at].endswith("ly")):
+    while at < len(words) and (words[at] in ADVERBS or is_adverb(words[at])):
         at += 1
     return at < len(words) and verb(words[at]) is not None
 
@@ -151,14 +154,14 @@ def _verb_after(words: Sequence[str], at: int) -> bool:
 def _auxiliary(words: Sequence[str], at: int) -> Group | None:
     """is sitting, has been thrown, can see, is (in the park)."""
     start, last = at, words[at]
-    while at < len(words) and (words[at] in AUXILIARY or words[at] in ADVERBS or words[at].endswith("ly")):
+    while at < len(words) and (words[at] in AUXILIARY or words[at] in ADVERBS or is_adverb(words[at])):
         last = words[at] if words[at] in AUXILIARY else last
         at += 1
     known = verb(words[at]) if at < len(words) else None
     if known is not None and (known[1] != "third"):
         base, kind = known
         if kind == "gerund":
-            return _light(words, Group(start, at + 1, base, "finite"))
+            return _light(words, Group(start, at + 1, base, "progressive" if last in COPULA else "finite"))
         if kind == "past" and last in COPULA:
             return Group(start, at + 1, base, "copula") if words[at] in DESCRIBING else _light(
                 words, Group(start, at + 1, base, "passive"))  # fmt: skip
@@ -182,7 +185,7 @@ def _light(words: Sequence[str], group: Group) -> Group:
 def _is_noun_like(words: Sequence[str], at: int) -> bool:
     return at < len(words) and not (
         words[at] in PREPOSITIONS or words[at] in DETERMINERS or words[at] in ADVERBS or words[at] in PARTICLES
-        or words[at] in AUXILIARY or words[at].endswith("ly")
+        or words[at] in AUXILIARY or is_adverb(words[at])
     )  # fmt: skip
 
 
@@ -235,9 +238,7 @@ def _hang(clause: Clause, group: Group, words: list[str], before: list[Clause], 
 
 def _clause(group: Group, tail: list[str]) -> Clause:
     """Predicate, target and places after a verb."""
-    tail = [
-        w for w in tail if not (w in ADVERBS - {"still"} or (w.endswith("ly") and len(w) > 4 and w != "diagonally"))
-    ]
+    tail = [w for w in tail if not (w in ADVERBS - {"still"} or (is_adverb(w) and w != "diagonally"))]
     parts, at = [group.base], 0
     if group.form == "copula":
         said = [word for word in tail[:3] if is_adjective(word)]

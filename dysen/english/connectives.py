@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from dysen.english.words import FRAMES
+from dysen.english.words import FRAMES, LONG_PREPOSITIONS
 
 MAX_WORDS = 400
 SENTENCE = re.compile(r"[.!?;:。！？；\n]+(?=\s|$|[A-Z])|[。！？；]")
@@ -31,7 +31,7 @@ CONNECTIVES = {
     "all while": "all while|all as|all the while",
     "meanwhile": "meanwhile|and meanwhile|in the meantime|during this",
     "together": "at the same time|all at the same time|at exactly the same time|simultaneously|at once|and at the same time",
-    "and": "and|or|but|and also|as well as|and both",
+    "and": "and|or|but|and also|and both",
     "relative": "who|whom",
 }
 _BY_WORDS = {
@@ -44,7 +44,8 @@ _LONGEST = max(map(len, _BY_WORDS))
 _KEPT = [
     tuple(phrase.split())
     for phrase in (
-        "such as", "up and to the", "down and to the", "and left", "and right", "on and off", "back and forth", "up and down",
+        "such as", "for a while", "as well as",
+        "up and to the", "down and to the", "and left", "and right", "on and off", "back and forth", "up and down",
         "black and white", "as well",
     )
 ]  # fmt: skip
@@ -75,6 +76,8 @@ def sentences(caption: str) -> list[list[Item]]:
 def _without_frame(words: list[str]) -> list[str]:
     text = re.sub(r"\b(close) (up|ups)\b", r"\1-\2", " ".join(words)).replace("time lapse", "timelapse")
     text = re.sub(r"\b(he|she|it|who|that)'s\b", r"\1 is", text)
+    for phrase, joined in LONG_PREPOSITIONS.items():
+        text = re.sub(rf"\b{phrase}\b", joined, text)
     text = re.sub(r"\b(they|we|you)'re\b", r"\1 are", text)
     words = text.split()
     for frame in FRAMES:

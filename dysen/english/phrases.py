@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dysen.english.words import (
+    ADVERBS,
     CATEGORIES,
     COLOURS,
     CONTAINERS,
+    DESCRIBING,
     DETERMINERS,
     FEMALE,
     MALE,
@@ -20,9 +22,12 @@ from dysen.english.words import (
     REFLEXIVE,
     SUBJECT_PRONOUNS,
     is_adjective,
+    is_adverb,
     is_plural,
     verb,
 )
+
+UNNAMED = {"he": "man", "him": "man", "she": "woman", "her": "woman", "they": "people", "them": "people"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ def read_noun_phrase(words: Sequence[str]) -> tuple[NounPhrase | None, int]:
     is_definite = is_other = False
     while at < len(words):
         word = words[at]
-        if word in PRONOUNS and not nouns and not adjectives:
+        is_possessive = word == "her" and at + 1 < len(words) and not _ends_phrase(words[at + 1])
+        if word in PRONOUNS and not nouns and not adjectives and not is_possessive:
             return NounPhrase(word, is_definite=True), at + 1
         if nouns and (word in DETERMINERS or word in PRONOUNS):
             break
@@ -67,6 +73,8 @@ def read_noun_phrase(words: Sequence[str]) -> tuple[NounPhrase | None, int]:
             return NounPhrase(f"{' '.join(nouns)} of {inner.head}", tuple(adjectives), is_definite), at + 1 + taken
         if word in PREPOSITIONS and not (word == "inside" and not nouns):
             break
+        if nouns and word in DESCRIBING:  # "a river surrounded by trees"
+            break
         if word in OTHERS:
             is_other = True
         elif word in DETERMINERS or word.endswith(("'s", "s'")):
@@ -75,7 +83,7 @@ def read_noun_phrase(words: Sequence[str]) -> tuple[NounPhrase | None, int]:
             nouns.append("one")
         elif is_adjective(word) and not nouns:
             adjectives.append(word)
-        elif not nouns and (word.endswith("ly") and len(word) > 4 or not any(map(str.isalpha, word))):
+        elif not nouns and (is_adverb(word) or not any(map(str.isalpha, word))):
             pass
         elif not nouns and at + 1 < len(words) and _describes(word, words[at + 1]):
             adjectives.append(word)
@@ -85,6 +93,10 @@ def read_noun_phrase(words: Sequence[str]) -> tuple[NounPhrase | None, int]:
     if not nouns and not adjectives:
         return None, at
     return NounPhrase(" ".join(nouns) or "one", tuple(adjectives), is_definite, is_other), at
+
+
+def _ends_phrase(word: str) -> bool:
+    return word in PREPOSITIONS or word in DETERMINERS or word in ADVERBS or word == "and"
 
 
 def _describes(word: str, following: str) -> bool:
@@ -138,6 +150,10 @@ class Things:
                 self.last_agent = found
         return found
 
+    def mention(self, numbers: Sequence[int]) -> None:
+        """These were spoken of last."""
+        self._recent = [*(i for i in self._recent if i not in numbers), *dict.fromkeys(numbers)]
+
     def meant_all(self, phrase: NounPhrase, *, beside: int | None = None, is_agent: bool = False) -> list[int]:
         """The same for a phrase that may mean several: "they", who acted together."""
         if phrase.head in ("they", "them") and self.together and beside not in self.together:
@@ -163,6 +179,8 @@ class Things:
             others = kinds or others
         elif phrase.head in ("someone", "somebody", "i", "we", "you", "us"):
             return self._add(Thing("person" if phrase.head not in ("we", "us") else "people"))
+        if not self.known and phrase.head in UNNAMED:
+            return self._add(Thing(UNNAMED[phrase.head], is_plural=phrase.head in ("they", "them")))
         if is_agent and phrase.head in SUBJECT_PRONOUNS and self.last_agent in others:
             return self.last_agent if wanted is None else others[0]
         return others[0] if others else None

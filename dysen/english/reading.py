@@ -338,7 +338,7 @@ def _relation(join: str, commas: int, forms: list[str], form: str, own: bool) ->
         return "overlap"
     if join == "and":
         is_list = commas > 0
-        return "overlap" if form == "gerund" and forms[-1] == "gerund" and not is_list else "before"
+        return "overlap" if form == "gerund" and forms[-1] in ("gerund", "progressive") and not is_list else "before"
     if join in (",", ", and"):
-        return "overlap" if form == "gerund" and forms[0] == "finite" else "before"
+        return "overlap" if form == "gerund" and forms[0] in ("finite", "progressive") else "before"
     return "overlap"

@@ -9,7 +9,7 @@ from dysen.action_plan import Event, Plan, Triplet
 from dysen.english.clauses import Clause
 from dysen.english.phrases import Things
 from dysen.english.timeline import Timeline
-from dysen.english.words import ENDING_STATES, MOVES, STATES
+from dysen.english.words import ENDING_STATES, LONG_PREPOSITIONS, MOVES, STATES
 from dysen.names import clean
 from dysen.scene_graph import SceneGraph, SceneObject
 
@@ -72,9 +72,9 @@ class Story:
 
     def meant(self, clause: Clause, agent: int | None) -> tuple[list[int], list[tuple[str, int]]]:
         """The targets and the places of a clause."""
-        # The target is mentioned last, so that "it" means the target.
-        places = [(word, self.things.meant(phrase, beside=agent)) for word, phrase in clause.places]
         targets = [i for phrase in clause.targets for i in self.things.meant_all(phrase, beside=agent)]
+        places = [(word, self.things.meant(phrase, beside=agent)) for word, phrase in clause.places]
+        self.things.mention(targets)  # so that "it" means the target from now on
         return targets, [(word, place) for word, place in places if place is not None]
 
     def reserve(self) -> int | None:
@@ -118,7 +118,9 @@ class Story:
     def result(self) -> ReadCaption:
         names = [clean(name)[:60].strip() or "thing" for name in self.things.names()]
         relations = [
-            Triplet(names[i], word, names[j]) for i, word, j in dict.fromkeys(self.places) if names[i] != names[j]
+            Triplet(names[i], _spaced(word), names[j])
+            for i, word, j in dict.fromkeys(self.places)
+            if names[i] != names[j]
         ]
         objects = [
             SceneObject(name, tuple(thing.adjectives)[:8]) for name, thing in zip(names, self.things.known, strict=True)
@@ -136,5 +138,12 @@ class Story:
             if told is None:
                 continue
             target = None if told.target is None else names[told.target]
-            events[Event(names[told.agent], told.predicate[:60].strip(), target, start, end)] = None
+            events[Event(names[told.agent], _spaced(told.predicate)[:60].strip(), target, start, end)] = None
         return ReadCaption(Plan(tuple(events)), details)
+
+
+def _spaced(text: str) -> str:
+    """ "sit next-to" as it is written."""
+    for phrase, joined in LONG_PREPOSITIONS.items():
+        text = text.replace(joined, phrase)
+    return text

@@ -43,7 +43,8 @@ cut - cut cut; dig - dug dug; do does did done; draw - drew drawn; drink - drank
 fall - fell fallen; feed - fed fed; fight - fought fought; find - found found; fly - flew flown; get - got got;
 give - gave given; go goes went gone; grind - ground ground; grow - grew grown; hang - hung hung; hide - hid hidden;
 hit - hit hit; hold - held held; keep - kept kept; kneel - knelt knelt; knit - knit knit; lay - laid laid; lead - led led;
-leave - left left; lie - lay lain lying; light - lit lit; make - made made; meet - met met; put - put put; read - read read;
+leave - left left; lie - lay lain lying; light - lit lit; lose - lost lost; make - made made; meet - met met;
+put - put put; read - read read;
 ride - rode ridden; ring - rang rung; rise - rose risen; run - ran run; say - said said; see - saw seen; sell - sold sold;
 send - sent sent; set - set set; sew - sewed sewn; shake - shook shaken; shine - shone shone; shoot - shot shot;
 show - showed shown; shrink - shrank shrunk; shut - shut shut; sing - sang sung; sit - sat sat; sleep - slept slept;
@@ -54,7 +55,7 @@ wake - woke woken; wear - wore worn; weave - wove woven; weep - wept wept; win -
 write - wrote written; travel - travelled travelled travelling; shovel - shovelled shovelled shovelling
 """.split(";")
 }
-VERBS = [*VERBS, "set"]
+VERBS = [*VERBS, "set", "score", "lose", "speed", "pan", "dial", "film", "order"]
 ENDS_SOFT = {"answer", "bake", "conduct", "cover", "deliver", "emerge", "enter", "exercise", "explore", "fasten",
 "flicker", "focus",
              "gather", "gallop", "hammer", "hover", "lower", "open", "listen", "offer", "visit", "wander", "water", "whisper",
@@ -73,7 +74,7 @@ NOUNS_AFTER_ALL = set(
 left right back front top bottom face head hand hands water park light lights train trains fish line lines box boxes
 boards board plants plant paint row rows shop shops waves wave ring rings iron saw bat bats duck ducks pet pets bow
 show shows steam smoke snow rain ice dust toast text record records present stick sticks strap trail trails trip skate
-skates step steps weights cover covers cross crosses end ends surf clip clips drill
+skates step steps weights shot shots cover covers cross crosses end ends surf clip clips drill
 """.split()
 )
 AUXILIARY = set(
@@ -85,7 +86,22 @@ is are was were be been being am has have had having do does did will would can 
 COPULA = set("is are was were be been being am 's 're".split())
 # "starts to run": the verb after these is the one that counts.
 LIGHT_VERBS = {"start", "begin", "continue", "try", "stop", "finish", "proceed", "prepare", "seem", "keep", "help"}
-LINKING = {"become", "get", "turn", "stay", "remain", "keep", "grow", "look", "seem", "come", "stand", "lie", "sit"}
+LINKING = {
+    "become",
+    "get",
+    "turn",
+    "stay",
+    "remain",
+    "keep",
+    "grow",
+    "look",
+    "seem",
+    "come",
+    "stand",
+    "lie",
+    "sit",
+    "fall",
+}
 # They hold until their agent does something that ends them.
 STATES = {"sit", "stand", "lie", "wear", "hold", "lean", "kneel", "sleep", "hang", "carry", "squat"}
 ENDING_STATES = {"sit", "stand", "lie", "sleep", "kneel", "lean", "squat"}
@@ -152,7 +168,7 @@ PLURALS = {
 CONTAINERS = set(
     """
 group groups pair couple lot lots number series herd flock crowd team bunch row rows variety kind type piece pieces
-view shot footage video clip closeup close-up timelapse time-lapse image picture scene photo portrait display top
+view shot motion footage video clip closeup close-up timelapse time-lapse image picture scene photo portrait display top
 inside pack line pile sort
 """.split()
 )
@@ -160,11 +176,12 @@ FRAMES = ("there is", "there are", "there's", "we see", "we can see", "you can s
 "the clip shows",
           "the scene contains", "the scene shows", "the camera shows", "the camera follows", "this is a video of",
           "a video of", "footage of", "a clip of", "this video shows", "video of")  # fmt: skip
-PREPOSITIONS = set(
+LONG_PREPOSITIONS = {phrase: phrase.replace(" ", "-") for phrase in ("in front of", "next to", "on top of", "out of")}
+PREPOSITIONS = set(LONG_PREPOSITIONS.values()) | set(
     """
 in on at to into onto from with without of over under above below beside besides behind near by for through across
 around along against between among inside outside towards toward upon beneath off out up down past via after before
-within next atop amid
+within atop amid
 """.split()
 )
 PARTICLES = set(
@@ -216,6 +233,9 @@ still again while currently clearly repeatedly twice outdoors indoors
 )
 
 
+NOUNS_IN_LY = set("family belly jelly lily butterfly dragonfly firefly bully assembly reply italy".split())
+
+
 @functools.cache
 def forms() -> dict[str, tuple[str, str]]:
     """Form of a verb -> (base, kind), kind one of base, third, past, gerund."""
@@ -262,6 +282,11 @@ def is_adjective(word: str) -> bool:
         or word in NUMBERS
         or (len(word) > 6 and word.endswith(("ful", "ous", "less", "ish", "able")) and word not in ("fish", "table"))
     )
+
+
+def is_adverb(word: str) -> bool:
+    """By its ending."""
+    return word.endswith("ly") and len(word) > 4 and word not in NOUNS_IN_LY
 
 
 def _third(base: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from data.shapes.parse import parse, plan_of
 from data.shapes.sampling import sample_script
-from dysen.action_plan import Plan
+from dysen.action_plan import Plan, Triplet
 from dysen.english.reading import read_caption
 from dysen.english.timeline import Timeline
 from dysen.english.words import verb
@@ -18,7 +18,7 @@ from dysen.parsing_answers import parse_plan
 from dysen.prompts import plan_prompt, prompt, scene_query, scenes_query
 from dysen.replies import PlanReply, SceneReply, ScenesReply
 from dysen.scene_graph import event_to_dsg
-from dysen.text_form import graph_to_text, plan_to_text
+from dysen.text_form import plan_to_text
 from vdm.errors import DataError
 
 GOLDEN = {
@@ -64,6 +64,23 @@ GOLDEN = {
         "(toddler, stand up, -, (0v, 1v)), (toddler, fall down, -, (1v, 2v))",
     "The video shows a man cooking in the kitchen.": "(man, cook in, kitchen, (0v, 1v))",
     "At the end, the dog sleeps. Before that, it eats.": "(dog, sleep, -, (1v, 2v)), (dog, eat, -, (0v, 1v))",
+    "He throws the frisbee and the dog jumps to catch it.":
+        "(man, throw, frisbee, (0v, 2v)), (dog, jump, -, (0v, 1v)), (dog, catch, frisbee, (1v, 2v))",
+    "A bartender shakes a cocktail, pours it into a glass and adds a slice of lime.":
+        "(bartender, shake, cocktail, (0v, 1v)), (bartender, pour, cocktail, (1v, 2v)), "
+        "(bartender, add, slice of lime, (2v, 3v))",
+    "A girl with long hair brushes her teeth before going to bed.":
+        "(girl, brush, teeth, (0v, 1v)), (girl, go to, bed, (1v, 2v))",
+    "A man starts a fire, sits down next to it and warms his hands.":
+        "(man, start, fire, (0v, 1v)), (man, sit down next to, fire, (1v, 2v)), (man, warm, hands, (1v, 2v))",
+    "Two boys are wrestling on the grass and laughing.":
+        "(boys, wrestle on, grass, (0v, 1v)), (boys, laugh, -, (0v, 1v))",
+    "A man is mowing the lawn while his wife waters the flowers.":
+        "(man, mow, lawn, (0v, 1v)), (wife, water, flowers, (0v, 1v))",
+    "A waiter carrying a tray of drinks trips and drops everything.":
+        "(waiter, carry, tray of drinks, (0v, 2v)), (waiter, trip, -, (0v, 1v)), (waiter, drop, everything, (1v, 2v))",
+    "A mother reads a book to her son before he falls asleep.":
+        "(mother, read, book, (0v, 1v)), (son, fall asleep, -, (1v, 2v))",
     "A man bends down to pick up a coin.": "(man, bend down, -, (0v, 1v)), (man, pick up, coin, (1v, 2v))",
 }  # fmt: skip
 
@@ -109,7 +126,10 @@ def test_what_connectives_mean(number):
 
 def test_attributes_and_places():
     details = read_caption("A young man in a red shirt rides a small horse. The horse is brown.").details
-    assert graph_to_text(details) == "(man, in, shirt), (man, young), (shirt, red), (horse, small), (horse, brown)"
+    assert {entry.name: entry.attributes for entry in details.objects} == {
+        "man": ("young",), "shirt": ("red",), "horse": ("small", "brown")
+    }  # fmt: skip
+    assert details.relations == (Triplet("man", "in", "shirt"),)
 
 
 @pytest.mark.parametrize(
