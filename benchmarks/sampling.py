@@ -106,9 +106,9 @@ def ours(folder: Path, options: argparse.Namespace) -> TextToVideo:
     encoder = ClipEncoder(folder=str(folder), layer="last", length=LENGTH, dtype="float32", is_trained=False)
     objective = Objective(
         schedule=scaled_linear(num_timesteps=1000, zero_terminal_snr=False, **BETAS), prediction="epsilon",
-        density=Uniform(), loss="l2", huber_delta=1.0, min_snr_gamma=None, offset_noise=0.0,
+        density=Uniform(), loss="l2", huber_delta=1.0, min_snr_gamma=None, offset_noise=0.0, shared_noise=0.0,
     )  # fmt: skip
-    members = {"text": TextCondition(encoder=encoder, drop_prob=0.1)}
+    members = {"text": TextCondition(encoder=encoder, pooled=False, drop_prob=0.1)}
     return TextToVideo(
         autoencoder=KL2dAutoencoder.from_diffusers(folder / "vae", frames_per_slice=16),
         backbone=backbone,

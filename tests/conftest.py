@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores
 import pytest
 import torch
 
+import vdm  # noqa: F401  # first: it lets torchvision be imported beside a CPU torch
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ("num_train=96", "num_val=12", "num_test=8", "num_heldout=8")
 

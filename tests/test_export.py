@@ -184,6 +184,7 @@ def test_schedules_are_theirs(schedule, name, text):
         (["backbone.temporal_attention=interleaved"], ["backbone.temporal_attention", "interleaved", "separate"]),
         (["backbone.temporal_conv=2"], ["backbone.temporal_conv", "backbone=modelscope"]),
         (["objective=flow"], ["objective.schedule", "Flow", "objective=v"]),
+        (["objective.shared_noise=0.5"], ["objective.shared_noise", "0.5"]),
         (["objective.prediction=velocity"], ["objective.prediction", "velocity"]),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) and "=" in x[0] else "",

@@ -100,7 +100,7 @@ class Pace(Condition):
 def small_text(drop_prob=0.5):
     torch.manual_seed(0)
     encoder = SmallEncoder(width=WIDTH, depth=2, heads=2, length=24)
-    return TextCondition(encoder=encoder, drop_prob=drop_prob)
+    return TextCondition(encoder=encoder, pooled=False, drop_prob=drop_prob)
 
 
 def every_door(drop_prob=0.5, joint_drop_prob=0.0, joint_keep_prob=0.0):

@@ -136,7 +136,7 @@ def test_clip_reads_the_names_of_older_versions_and_leaves_the_image_half(clip_f
 
 
 def test_clip_can_be_trained_and_then_belongs_to_checkpoints(clip_folder):
-    text = TextCondition(encoder=clip(clip_folder, layer="penultimate", is_trained=True), drop_prob=0.1)
+    text = TextCondition(encoder=clip(clip_folder, layer="penultimate", is_trained=True), pooled=False, drop_prob=0.1)
     text.say(CAPTIONS).tokens["text"].values.square().sum().backward()
     assert all(parameter.grad is not None for parameter in text.parameters()), "nothing idle: DDP would wait for it"
     assert len(list(text.state_dict())) > 20
@@ -367,7 +367,7 @@ def test_any_prompt_is_read_by_every_encoder(encoders, caplog):
 
 def test_frozen_ones_are_in_no_checkpoint_and_say_one_null(encoders):
     for encoder in encoders:
-        text = TextCondition(encoder=encoder, drop_prob=0.1)
+        text = TextCondition(encoder=encoder, pooled=False, drop_prob=0.1)
         assert text.state_dict() == {}
         null = text.null(2, LatentShape(4, 2, 2, 2)).tokens["text"]
         assert null.values.equal(encoder([""])[0].expand(2, -1, -1))

@@ -37,7 +37,7 @@ class Letters(TextEncoder):
 
 def frozen(**settings):
     torch.manual_seed(0)
-    return TextCondition(encoder=Letters(**settings), drop_prob=0.5)
+    return TextCondition(encoder=Letters(**settings), pooled=False, drop_prob=0.5)
 
 
 def of(condition):
@@ -99,6 +99,21 @@ def test_without_a_mask_there_is_none():
 # ---- frozen networks ------------------------------------------------------------------------------------------------
 
 
+def test_pooled_text_is_the_same_in_a_longer_batch_and_from_a_cache():
+    torch.manual_seed(0)
+    text = TextCondition(encoder=Letters(), pooled=True, drop_prob=0.5)
+    batch = make_batch()
+    said = of(text).encode(batch, SHAPE).embed
+    assert said.shape == (4, WIDTH)
+    assert not said[0].equal(said[1])
+    alone = text.say(batch["caption"][1:2]).embed
+    torch.testing.assert_close(alone, said[1:2])
+    cached = text.encode({**batch, "extras": text.cache(batch, SHAPE)}, SHAPE).embed
+    assert cached.equal(said)
+    unsaid = of(text).controls_for(batch, SHAPE)(frozenset()).embed
+    assert unsaid.equal(text.say([""]).embed.expand(4, -1))
+
+
 def test_a_frozen_encoder_is_in_no_checkpoint_and_no_optimizer():
     conditions = of(frozen())
     assert list(conditions.parameters()) == []
@@ -113,7 +128,9 @@ def test_a_trained_encoder_is_in_all_of_them():
     conditions = of(small_text())
     assert set(conditions.trained_modules()) == {"text"}
     assert "members.text.encoder.positions" in conditions.state_dict()
-    fresh = of(TextCondition(encoder=SmallEncoder(width=WIDTH, depth=2, heads=2, length=24), drop_prob=0.5))
+    fresh = of(
+        TextCondition(encoder=SmallEncoder(width=WIDTH, depth=2, heads=2, length=24), pooled=False, drop_prob=0.5)
+    )
     fresh.load_state_dict(conditions.state_dict())
     one, other = (c.eval().encode(make_batch(), SHAPE).tokens["text"].values for c in (conditions, fresh))
     assert one.equal(other)
@@ -137,7 +154,7 @@ def test_a_frozen_encoder_computes_the_same_under_mixed_precision():
             return x @ x.transpose(1, 2) @ x
 
     torch.manual_seed(0)
-    text = TextCondition(encoder=Product(), drop_prob=0.1)
+    text = TextCondition(encoder=Product(), pooled=False, drop_prob=0.1)
     plain = text.say(CAPTIONS).tokens["text"].values
     with torch.autocast("cpu", torch.bfloat16):
         assert text.say(CAPTIONS).tokens["text"].values.equal(plain)

@@ -85,3 +85,14 @@ def test_offset_noise_is_one_number_per_channel():
     assert quantile.equal(training_noise(keys, 0, 0, SHAPE)[0]), "the rest of the draw stays"
     torch.testing.assert_close(added, added[:, :, :1, :1, :1].expand_as(added))
     assert added[:, :, 0, 0, 0].std().item() == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize("shared", [0.3, 1.0])
+def test_frames_share_a_part_of_the_noise(shared):
+    """Unit variance everywhere, and a covariance of `shared` between the frames of a clip, in training and in sampling."""
+    keys = [f"{i}" for i in range(200)]
+    for noise in (training_noise(keys, 0, 0, SHAPE, shared=shared)[1], noise_for(keys, 0, SHAPE, shared=shared)):
+        assert noise.var().item() == pytest.approx(1, abs=0.03)
+        assert (noise[:, :, 0] * noise[:, :, 1]).mean().item() == pytest.approx(shared, abs=0.03)
+    assert noise_for(keys[3:5], 0, SHAPE, shared=shared).equal(noise[3:5])
+    assert noise_for(keys, 0, SHAPE, shared=0.0).equal(noise_for(keys, 0, SHAPE))

@@ -28,6 +28,7 @@ def objective(kind="epsilon", *, schedule=None, **settings):
         "huber_delta": 1.0,
         "min_snr_gamma": None,
         "offset_noise": 0.0,
+        "shared_noise": 0.0,
     }
     return Objective(schedule=schedule, prediction=kind, **(plain | settings))
 

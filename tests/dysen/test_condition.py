@@ -201,7 +201,7 @@ def test_a_frozen_encoder_reads_each_label_once():
 
 def conditions(drop_prob=0.5, **changes):
     torch.manual_seed(0)
-    text = TextCondition(encoder=SmallEncoder(width=WIDTH, depth=1, heads=2, length=16), drop_prob=0.0)
+    text = TextCondition(encoder=SmallEncoder(width=WIDTH, depth=1, heads=2, length=16), pooled=False, drop_prob=0.0)
     members = {"text": text, "scene_graph": condition(drop_prob=drop_prob, **changes)}
     return ConditionSet(members=members, joint_drop_prob=0.0, joint_keep_prob=0.0)
 

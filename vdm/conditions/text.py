@@ -24,7 +24,7 @@ class TextCondition(Condition):
         pooled: the mean of the tokens also joins the timestep embedding, and so reaches every layer at once.
     """
 
-    def __init__(self, *, encoder: TextEncoder, drop_prob: Fraction, pooled: bool = False):
+    def __init__(self, *, encoder: TextEncoder, pooled: bool, drop_prob: Fraction):
         super().__init__(streams={TEXT: encoder.width}, embed_width=encoder.width * pooled, drop_prob=drop_prob)
         self.pooled = pooled
         if encoder.is_trained:

@@ -28,15 +28,16 @@ def noise_for(
     device: torch.device | str = "cpu",
     *,
     step: int = 0,
+    shared: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Gaussian noise of shape (len(keys), *shape). `step` 0 starts a sampler, the others are what it adds on the way."""
-    draws = [torch.randn(*shape, generator=generator_for(key, seed, "sample", step), dtype=dtype) for key in keys]
+    draws = [_noise(shape, generator_for(key, seed, "sample", step), shared, dtype) for key in keys]
     return torch.stack(draws).to(device)
 
 
 def training_noise(
-    keys: Sequence[str], seed: int, step: int, shape: Sequence[int], offset: float = 0.0
+    keys: Sequence[str], seed: int, step: int, shape: Sequence[int], offset: float = 0.0, shared: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """For each sample at an optimizer step: where in the training density it lies (float64, in (0, 1)), and its noise.
 
@@ -46,9 +47,20 @@ def training_noise(
     for key in keys:
         generator = generator_for(key, seed, "train", step)
         quantiles.append(torch.rand((), generator=generator, dtype=torch.float64))
-        noise = torch.randn(*shape, generator=generator)
+        noise = _noise(shape, generator, shared)
         if offset:
             noise = noise + offset * torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
         noises.append(noise)
     smallest = 2.0**-53  # rand can be 0, which a density need not allow
     return torch.stack(quantiles).clamp(min=smallest), torch.stack(noises)
+
+
+def _noise(
+    shape: Sequence[int], generator: torch.Generator, shared: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """`c t h w` of unit variance, of which the part `shared` is the same in all frames."""
+    noise = torch.randn(*shape, generator=generator, dtype=dtype)
+    if not shared:
+        return noise
+    still = torch.randn(shape[0], 1, *shape[2:], generator=generator, dtype=dtype)  # c 1 h w
+    return (1 - shared) ** 0.5 * noise + shared**0.5 * still

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdm.bounds import NonNegativeFloat, PositiveFloat
+from vdm.bounds import Fraction, NonNegativeFloat, PositiveFloat
 from vdm.diffusion.density import Density
-from vdm.diffusion.noise import training_noise
+from vdm.diffusion.noise import noise_for, training_noise
 from vdm.diffusion.prediction import target, to_x0
 from vdm.diffusion.schedule import Schedule
 from vdm.errors import ConfigError
@@ -50,6 +50,7 @@ class Objective(nn.Module):
         huber_delta: PositiveFloat,
         min_snr_gamma: PositiveFloat | None,
         offset_noise: NonNegativeFloat,
+        shared_noise: Fraction,
     ):
         """
         Args:
@@ -60,18 +61,26 @@ class Objective(nn.Module):
             huber_delta: where the huber loss turns straight.
             min_snr_gamma: largest weight of a timestep's error in x0, 5 in the paper (Hang et al. 2023); None: no weights.
             offset_noise: this much extra noise per channel, constant over a clip, so that brightness can be learned.
+            shared_noise: part of the noise's variance that all frames of a clip have in common, in training and in
+                sampling (the mixed noise of PYoCo, Ge et al. 2023, with alpha^2 / (1 + alpha^2)).
         """
         super().__init__()
         self.schedule, self.prediction, self.density = schedule, prediction, density
         self.loss, self.huber_delta = loss, huber_delta
-        self.min_snr_gamma, self.offset_noise = min_snr_gamma, offset_noise
+        self.min_snr_gamma, self.offset_noise, self.shared_noise = min_snr_gamma, offset_noise, shared_noise
         self._refuse_what_cannot_be_learned()
 
     def draw(self, keys: Sequence[str], seed: int, step: int, shape: LatentShape, device: torch.device | str) -> Draw:
         """Noise and timesteps of an optimizer step: each sample's own, whatever else is in the batch."""
-        quantile, noise = training_noise(keys, seed, step, shape, self.offset_noise)
+        quantile, noise = training_noise(keys, seed, step, shape, self.offset_noise, self.shared_noise)
         timestep = self.schedule.at_resolution(shape).training_timestep(self.density(quantile))
         return Draw(noise.to(device), timestep.to(device, torch.float32), quantile.to(device, torch.float32))
+
+    def noise(
+        self, keys: Sequence[str], seed: int, shape: LatentShape, device: torch.device | str, *, step: int = 0
+    ) -> Tensor:
+        """Noise of each sample outside of training: what a sampler starts from (step 0) or adds at a step."""
+        return noise_for(keys, seed, shape, device, step=step, shared=self.shared_noise)
 
     def forward(
         self, backbone: Backbone, latent: Tensor, controls: Controls, *, noise: Tensor, timestep: Tensor

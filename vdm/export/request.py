@@ -66,7 +66,13 @@ def fits_diffusers(settings: Mapping[str, Any]) -> None:
         name, (got, fits) = next(iter(lacks.items()), ("_target_", (_name(backbone), "UNet3D")))
         raise _unfit("its U-Net is ModelScope's", f"backbone.{name}", got, fits,
                      f"train with backbone=modelscope in any size, {instead}")  # fmt: skip
+    if settings["condition"][TEXT].get("pooled"):
+        raise _unfit("its timestep embedding hears no caption", "condition.text.pooled", True, [False],
+                     f"train with condition.text.pooled=false, {instead}")  # fmt: skip
     objective = settings["objective"]
+    if objective.get("shared_noise"):
+        raise _unfit("it draws the noise of every frame by itself", "objective.shared_noise", objective["shared_noise"],
+                     [0.0], f"train with objective.shared_noise=0, {instead}")  # fmt: skip
     schedule = _name(objective.get("schedule") or {})
     if schedule not in SCHEDULES:
         raise _unfit("it samples from schedules that keep the variance", "objective.schedule", schedule, SCHEDULES,

@@ -20,7 +20,6 @@ from vdm.autoencoder.tiling import Tiling
 from vdm.conditions.base import ConditionSet
 from vdm.conditions.text import TextCondition
 from vdm.diffusion.guidance import Guidance, Subset, guided
-from vdm.diffusion.noise import noise_for
 from vdm.diffusion.objective import Objective
 from vdm.errors import ConfigError, RunError
 from vdm.runs import Run
@@ -165,9 +164,9 @@ class TextToVideo:
             )
             return sampler(
                 self.objective.denoiser_of(predict),
-                noise_for(keys, seed, shape, self.device),
+                self.objective.noise(keys, seed, shape, self.device),
                 self.objective.schedule.at_resolution(shape),
-                step_noise=lambda step: noise_for(keys, seed, shape, self.device, step=step),
+                step_noise=lambda step: self.objective.noise(keys, seed, shape, self.device, step=step),
                 callback=callback,
             )
 

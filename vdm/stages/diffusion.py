@@ -17,7 +17,6 @@ from vdm.autoencoder.base import VideoAutoencoder
 from vdm.bounds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.conditions.base import Condition, ConditionSet
 from vdm.diffusion.guidance import classifier_free, guided
-from vdm.diffusion.noise import noise_for
 from vdm.diffusion.objective import Objective
 from vdm.errors import ConfigError, DataError
 from vdm.stages.base import Stage
@@ -156,7 +155,7 @@ class DiffusionStage(Stage):
             for level in range(self.noise_levels):
                 quantile = torch.full((len(latent),), (level + 0.5) / self.noise_levels, dtype=torch.float64)
                 timestep = schedule.training_timestep(self.objective.density(quantile)).to(latent.device, torch.float32)
-                noise = noise_for(batch["key"], FIXED_SEED, shape, latent.device, step=level)
+                noise = self.objective.noise(batch["key"], FIXED_SEED, shape, latent.device, step=level)
                 losses[f"loss_level_{level}"] = self.objective(
                     self.backbone, latent, controls, noise=noise, timestep=timestep
                 )
@@ -184,9 +183,9 @@ class DiffusionStage(Stage):
             keys = batch["key"]
             latent = self.previews.sampler(
                 self.objective.denoiser_of(predict),
-                noise_for(keys, FIXED_SEED, shape, self.device),
+                self.objective.noise(keys, FIXED_SEED, shape, self.device),
                 self.objective.schedule.at_resolution(shape),
-                step_noise=lambda step: noise_for(keys, FIXED_SEED, shape, self.device, step=step),
+                step_noise=lambda step: self.objective.noise(keys, FIXED_SEED, shape, self.device, step=step),
             )
         return self.decode(latent)
 
