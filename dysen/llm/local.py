@@ -1,6 +1,6 @@
 """`llm=transformers`: any causal language model in a folder of transformers or a GGUF file, batched and constrained.
 
-`llm=tiny` needs no code here: it is a `LlamaForCausalLM` with its own tokenizer, saved with `save_pretrained` as a folder.
+How tokens are written is in `generation`, what they may be in `constrained`, which prompts go together in `batching`.
 """
 
 from __future__ import annotations

@@ -6,13 +6,20 @@ import torch
 
 
 def save(
-    folder: Path, *, chat: bool = False, padding: int = 37, family: str = "llama", context: int = 2048, **settings
+    folder: Path,
+    *,
+    chat: bool = False,
+    padding: int = 37,
+    family: str = "llama",
+    context: int = 2048,
+    texts=(),
+    **settings,
 ) -> str:
-    """A byte-level tokenizer trained on a few plans, and two layers. The outputs are `padding` wider than the tokenizer."""
+    """A byte-level tokenizer trained on `texts`, and two layers. The outputs are `padding` wider than the tokenizer."""
     import transformers
 
     transformers.logging.disable_progress_bar()
-    tokenizer = train_tokenizer()
+    tokenizer = train_tokenizer(texts)
     if chat:
         tokenizer.chat_template = (
             "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}"
@@ -36,7 +43,7 @@ def save(
     return str(folder)
 
 
-def train_tokenizer():
+def train_tokenizer(texts=()):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -46,7 +53,7 @@ def train_tokenizer():
     words.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=2048 if texts else 340, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
-    words.train_from_iterator([text] * 3, trainer)
+    words.train_from_iterator(texts or [text] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
