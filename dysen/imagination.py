@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from dysen.parsing_answers import parse_graph, parse_graphs
-from dysen.prompts import Form, again, prompt, scene_query, scenes_query
+from dysen.prompts import again, prompt, scene_query, scenes_query
 from dysen.replies import Reply, SceneReply, ScenesReply
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, enrich
 from vdm.bounds import NonNegativeInt
 from vdm.errors import PlanError
 
-Calls = Literal["each", "batched"]
 Read = TypeVar("Read")
 
 
@@ -43,10 +42,10 @@ class Imagination:
     """How step III asks. `window` graphs on each side of a scene are shown; 0 shows the scene alone."""
 
     window: NonNegativeInt
-    calls: Calls
+    calls: Literal["each", "batched"]
     polish: bool
     retries: NonNegativeInt  # further tries of a question whose answer could not be read
-    form: Form
+    form: Literal["json", "tuples"]  # spelled out, so that settings are checked before anything is imported
 
     def num_questions(self, num_ticks: int) -> int:
         """Questions for one plan when no answer fails."""

@@ -21,7 +21,7 @@ from dysen.llm.base import Answer, LanguageModel
 from dysen.llm.rules import Rules
 from dysen.names import clean, shorten
 from dysen.parsing_answers import parse_plan
-from dysen.prompts import MAX_CAPTION, Form
+from dysen.prompts import MAX_CAPTION
 from dysen.replies import MAX_REPLY_TICK, PlanReply
 from dysen.scene_graph import DynamicSceneGraph, event_to_dsg
 from vdm.bounds import NonNegativeInt, PositiveInt
@@ -84,7 +84,7 @@ class Planner:
         llm: LanguageModel,
         selector: Selector,
         imagination: Imagination | None,
-        form: Form,
+        form: Literal["json", "tuples"],
         retries: NonNegativeInt,
         max_tick: PositiveInt,
         fallback: Literal["rules", "caption", "error"],

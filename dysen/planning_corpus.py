@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from dysen.planner import Planned, Planner
 from vdm.errors import DataError, RunError
 
@@ -201,53 +203,69 @@ class CorpusPlanner:
 
 
 class PlannedGraphs:
-    """Plans of a corpus by the key of a clip. Only places in files are kept in memory; every process opens its own files.
+    """Plans of a corpus by the key of a clip. Only places in files are kept in memory; every read opens its file anew.
 
     `planned["shapes-train-0000000"]` is the row of the first caption that was planned, `get` that of a certain caption.
     """
 
     def __init__(self, folder: str):
-        self.folder = Path(folder)
-        self.files = sorted(self.folder.glob("*.jsonl"))
+        self.files = sorted(Path(folder).glob("*.jsonl"))
         if not self.files:
             remedy = "plan the corpus first: python -m dysen.plan data=<data> split=train"
             raise DataError("no plans in this folder", got=folder, remedy=remedy)
-        self._places: dict[str, list[tuple[int, int]]] = {}
-        for number, path in enumerate(self.files):
-            offset = 0
-            with open(path, "rb") as file:
-                for line in file:
-                    match = _ROW.match(line)
-                    if match is None or not line.endswith(b"\n"):
-                        raise DataError("this file holds no plans", got=f"{path}, at byte {offset}")
-                    self._places.setdefault(match[1].decode(), []).append((number, offset))
-                    offset += len(line)
+        keys, offsets = zip(*map(_places, self.files), strict=True)
+        files = np.repeat(np.arange(len(self.files)), [len(part) for part in keys])
+        order = np.argsort(np.concatenate(keys), kind="stable")  # the captions of a clip stay in their order
+        self._keys, self._offsets = np.concatenate(keys)[order], np.concatenate(offsets)[order]
+        self._files = files[order].astype(np.int32)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(np.unique(self._keys))
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places
+        return isinstance(key, str) and len(self._rows(key)) > 0
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return (key.decode() for key in np.unique(self._keys))
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """{"caption", "plan", "scene_graphs", "source", ...}; plan and graphs are None where nobody could plan."""
-        return self._row(*self._places[key][0])
+        rows = self._rows(key)
+        if not rows:
+            raise KeyError(key)
+        return self._read(rows[0])
 
     def get(self, key: str, caption: str) -> dict[str, Any] | None:
         """The row of this caption of a clip, or None."""
-        rows = (self._row(*place) for place in self._places.get(key, ()))
+        rows = map(self._read, self._rows(key))
         return next((row for row in rows if row["caption"] == caption), None)
 
-    def _row(self, number: int, offset: int) -> dict[str, Any]:
+    def _rows(self, key: str) -> range:
+        wanted = key.encode()
+        return range(np.searchsorted(self._keys, wanted, "left"), np.searchsorted(self._keys, wanted, "right"))
+
+    def _read(self, row: int) -> dict[str, Any]:
+        path = self.files[self._files[row]]
         try:
-            with open(self.files[number], "rb") as file:
-                file.seek(offset)
+            with open(path, "rb") as file:
+                file.seek(self._offsets[row])
                 return json.loads(file.readline())
         except (OSError, ValueError) as error:
-            raise DataError("a plan cannot be read", got=f"{self.files[number]}: {error}") from error
+            raise DataError("a plan cannot be read", got=f"{path}: {error}") from error
+
+
+def _places(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of the rows of a file, and where the rows begin."""
+    keys, offsets, offset = [], [], 0
+    with open(path, "rb") as file:
+        for line in file:
+            match = _ROW.match(line)
+            if match is None or not line.endswith(b"\n"):
+                raise DataError("this file holds no plans", got=f"{path}, at byte {offset}")
+            keys.append(match[1])
+            offsets.append(offset)
+            offset += len(line)
+    return np.array(keys, dtype=np.bytes_), np.array(offsets, dtype=np.int64)
 
 
 def write_whole(path: Path, text: str) -> None:

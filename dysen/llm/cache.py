@@ -6,6 +6,7 @@ asked again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -117,7 +118,8 @@ class AnswerFile:
                 self.close()
                 aside = self.path.with_name(f"{FILE}.damaged-{os.getpid()}")
                 log.warning("%s is damaged (%s); it is kept as %s and begun anew", self.path, error, aside.name)
-                self.path.replace(aside)
+                with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                    self.path.replace(aside)
                 return action(self._open())
         except (sqlite3.Error, OSError) as error:
             self.close()

@@ -369,6 +369,16 @@ def test_planners_compose_and_plan(choice, llm):
     assert planned.calls == {"default": 1 + 3 + 1, "fast": 2, "plain": 1}[choice]
 
 
+@pytest.mark.parametrize(
+    "wrong", ["planner.imagination.calls=all", "planner.imagination.window=-1", "planner.form=xml", "planner.retries=-1",
+              "planner.imagination.polish=3", "planner.fallback=none", "llm.parser=3", "planner.imagination.form=json5"],
+)  # fmt: skip
+def test_wrong_settings_are_found_before_anything_is_built(wrong):
+    cfg = compose(wrong)
+    with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+        config.check(cfg, set(cfg))
+
+
 def test_switches_of_imagination():
     for overrides, calls in ((["planner.imagination=null"], 1), (["planner.imagination.calls=batched"], 3)):
         built = instantiate(compose(*overrides).planner, _convert_="all")
