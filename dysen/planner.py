@@ -101,7 +101,9 @@ class Planner:
         chosen = self.selector.choose(captions)
         runs = []
         for caption, positions in zip(captions, chosen, strict=True):
-            runs.append(self._steps(caption, [self.selector.pool[i] for i in positions]))
+            shown = [self.selector.pool[i] for i in positions] if clean(caption) else []
+            # A demonstration of the caption itself would be the answer.
+            runs.append(self._steps(caption, [one for one in shown if one.caption != caption]))
         return lockstep(runs, self.llm)
 
     def fingerprint(self) -> dict[str, Any]:

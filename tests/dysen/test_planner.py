@@ -301,6 +301,13 @@ def test_a_demonstration_without_graphs_is_shown_for_the_plan_only():
     assert ["nobody knows" in question.prompt for question in llm.asked] == [True] + [False] * 7
 
 
+def test_a_caption_is_not_shown_its_own_plan():
+    llm = Scripted(lambda question: plan_reply(PAPER) if question.reply is PlanReply else "-")
+    (planned,) = planner(llm, selector=Fixed(pool=POOL, shots=2), imagination=None).plan(["caption number 7"])
+    assert planned.shown == ("d3",)
+    assert "does 7" not in llm.asked[0].prompt
+
+
 def test_random_choice_depends_on_the_caption_alone():
     selector = RandomSelector(pool=POOL, shots=4, seed=0)
     captions = [f"caption {i}" for i in range(50)]
