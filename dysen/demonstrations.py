@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from dysen.scene_graph import DynamicSceneGraph, SceneGraph, enrich, event_to_ds
 from dysen.text_form import graph_to_text, plan_to_text
 from vdm.bounds import NonNegativeInt
 from vdm.errors import ConfigError, DataError, PlanError
+from vdm.runs import write_atomically
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def load_pool(path: str) -> Pool:
     """The demonstrations of a jsonl file, one a line."""
     found: dict[str, Demonstration] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         remedy = "make one from prepared shards: python -m dysen.plan data=<data> split=train write_pool=<file>"
         raise DataError("no pool of demonstrations", key="pool", got=f"{path}: {error}", remedy=remedy) from error
@@ -180,17 +180,10 @@ def load_pool(path: str) -> Pool:
 def write_pool(path: str, demonstrations: Iterable[Demonstration]) -> int:
     """The file that `load_pool` reads, whole or not at all; how many it holds."""
     lines = [json.dumps(one.to_json(), ensure_ascii=False) for one in demonstrations]
-    place = Path(path)
-    partial = place.with_name(place.name + ".partial")
+    text = "".join(f"{line}\n" for line in lines)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(place)
+        write_atomically(Path(path), text.encode("utf-8", "replace").decode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError("the pool cannot be written", key="write_pool", got=f"{path}: {error}") from error
     return len(lines)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from vdm.errors import ConfigError, DataError, UserError
+from vdm.runs import write_atomically
 
 if TYPE_CHECKING:
     from dysen.planner import Planned, Planner
@@ -69,7 +70,6 @@ def _built(node: DictConfig) -> Any:
 def _one(planner: Planner, prompt: str, out: str | None) -> None:
     """One prompt: its plan and graphs as json and as a drawing, or printed."""
     from dysen.drawing import draw
-    from dysen.planning_corpus import write_whole
     from dysen.text_form import dsg_to_text, plan_to_text
 
     planned = planner.plan([prompt])[0]
@@ -85,8 +85,8 @@ def _one(planner: Planner, prompt: str, out: str | None) -> None:
         raise ConfigError("plans are written as json", key="out", got=out, remedy=f"out={place.with_suffix('.json')}")
     written = [place]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, json.dumps(planned.to_json(), ensure_ascii=False, indent=1) + "\n")
+        content = json.dumps(planned.to_json(), ensure_ascii=False, indent=1) + "\n"
+        write_atomically(place, content.encode("utf-8", "replace").decode())
         if planned.plan is not None:
             drawing = place.with_suffix(".svg")
             draw(planned.plan, planned.dsg, prompt).save(drawing)
@@ -104,7 +104,7 @@ def _remarks(planned: Planned) -> list[str]:
 
 
 def _corpus(planner: Planner, corpus: Corpus, cfg: DictConfig) -> None:
-    from dysen.planning_corpus import REPORT, CorpusPlanner, write_whole
+    from dysen.planning_corpus import REPORT, CorpusPlanner
 
     folder = _folder(planner, corpus, cfg)
     task = CorpusPlanner(
@@ -128,7 +128,7 @@ def _corpus(planner: Planner, corpus: Corpus, cfg: DictConfig) -> None:
         return
     report = _report(whole, fresh, planner, time.monotonic() - began)
     try:
-        write_whole(folder / REPORT, json.dumps(report, indent=1) + "\n")
+        write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise DataError("the report cannot be written", key="output", got=f"{folder}: {error}") from error
     sys.stdout.write(_printed(folder, report) + "\n")

@@ -20,6 +20,7 @@ import numpy as np
 
 from dysen.planner import Planned, Planner
 from vdm.errors import DataError, RunError
+from vdm.runs import write_atomically
 
 SETTINGS, REPORT = "planner.json", "report.json"
 EARLIEST = 20  # captions after which a share of failures means something
@@ -151,7 +152,7 @@ class CorpusPlanner:
             raise RunError(
                 what, key="output", got=str(self.folder), remedy="choose another output, or delete the folder"
             )
-        write_whole(place, text)
+        write_atomically(place, text)
 
     def _shard(
         self,
@@ -181,7 +182,7 @@ class CorpusPlanner:
                     on_progress(before + len(clips), fresh)
                 file.flush()
                 os.fsync(file.fileno())
-            write_whole(self.folder / f"{name}.tally.json", json.dumps(tally.to_json()) + "\n")
+            write_atomically(self.folder / f"{name}.tally.json", json.dumps(tally.to_json()) + "\n")
             partial.replace(place)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -266,17 +267,3 @@ def _places(path: Path) -> tuple[np.ndarray, np.ndarray]:
             offsets.append(offset)
             offset += len(line)
     return np.array(keys, dtype=np.bytes_), np.array(offsets, dtype=np.int64)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

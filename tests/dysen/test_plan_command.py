@@ -68,15 +68,16 @@ def test_a_prompt_becomes_json_and_a_drawing(tmp_path):
     assert os.listdir(tmp_path) == ["deep"], "nothing else is left behind"
 
 
-def test_a_prompt_is_printed(tmp_path):
-    done = run(tmp_path, "prompt=A man sings, then he leaves.", "planner=plain")
-    assert done.stdout == (
+def test_a_prompt_is_printed(capsys):
+    main(compose("prompt='A man sings, then he leaves.'", "planner=plain"))
+    assert capsys.readouterr().out == (
         "(man, sing, -, (0v, 1v)), (man, leave, -, (1v, 2v))\n\n"
         "0v: *(man, sing, -)\n1v: *(man, leave, -)\n2v: *(man, leave, -)\n"
     )
-    done = run(tmp_path, "prompt=🙂", "planner.fallback=caption")
-    assert (done.returncode, done.stdout) == (0, "no plan: the caption stands for itself\n")
-    assert "the rules find nothing" in done.stderr
+    main(compose("prompt='!'", "planner.fallback=caption"))
+    said = capsys.readouterr()
+    assert said.out == "no plan: the caption stands for itself\n"
+    assert "the rules find nothing" in said.err
 
 
 @pytest.mark.parametrize(

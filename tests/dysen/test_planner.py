@@ -344,6 +344,12 @@ def test_pool_round_trip_and_faults(tmp_path):
         write_pool("/proc/pool.jsonl", POOL)
 
 
+def test_a_pool_with_text_that_no_file_holds(tmp_path):
+    path = str(tmp_path / "pool.jsonl")
+    write_pool(path, [Demonstration("a", "a dog \ud800\u2028runs\x85 🙂", POOL[0].plan)])
+    assert load_pool(path)[0].caption == "a dog ?\u2028runs\x85 🙂"
+
+
 def test_a_clip_of_a_shard_is_a_demonstration():
     extras = {"plan": PAPER.to_json(), "scene_graphs": event_to_dsg(PAPER).to_json()}
     one = demonstration_of("key", CAPTION, extras)
