@@ -33,9 +33,9 @@ from data.shapes.script import (
     ScriptSettings,
     Thing,
 )
-from data.shapes.speaker import CLOSE, OPEN, Speaker
+from data.shapes.speaker import BASE, CLOSE, OPEN, Speaker
 from data.shapes.timeline import Chances, draw_timeline
-from data.shapes.words import FORMS
+from data.shapes.words import FORMS, RETOLD
 from vdm.bounds import Fraction, NonNegativeInt, PositiveInt
 from vdm.errors import ConfigError
 
@@ -46,22 +46,26 @@ CODAS = ("b", "ck", "ft", "g", "lk", "lm", "mp", "nd", "nk", "p", "rb", "rf", "r
 ENDINGS = ("et", "ock", "im", "und", "olk")
 INTRODUCED = 0.2  # share of captions that begin with who is there
 TRIES = 8  # scripts that are drawn until one shares an action with an earlier one
-MARKS = re.compile(f"{OPEN}.|{CLOSE}")
+VERB = "\x03"  # stands, with the number of the event, before the words that tell it
+MARKS = re.compile(f"({VERB}.)|{OPEN}.|{CLOSE}")
 
 Lexicon = Mapping[str, str]  # action -> the stem of its new verb
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """`new` names, for each event of the plan, the stem of the new verb that told it; None: a known verb."""
+    """For each event of the plan, `new` names the stem of the new verb that told it (None: a known verb), and `verbs` the
+    place of its verb in the caption (None: another event has the same words).
+    """
 
     caption: str
     plan: tuple[tuple[str, str, str | None, tuple[int, int]], ...]
     new: tuple[str | None, ...]
+    verbs: tuple[int | None, ...]
 
     def to_json(self) -> dict[str, Any]:
         rows = [[agent, act, target, list(times)] for agent, act, target, times in self.plan]
-        return {"caption": self.caption, "plan": rows, "new": list(self.new)}
+        return {"caption": self.caption, "plan": rows, "new": list(self.new), "verbs": list(self.verbs)}
 
 
 def nonsense(chances: Chances, count: int) -> list[str]:
@@ -82,8 +86,13 @@ class Teller(Speaker):
 
     def _verb(self, number: int, form: str) -> str:
         action = self._script.events[number].action
-        if action not in self._lexicon:
-            return super()._verb(number, form)
+        words = super()._verb(number, form) if action not in self._lexicon else self._new_verb(action, form)
+        if form in RETOLD:
+            return words
+        first = len(FORMS[form][0])  # of the verb, behind "has" or "is"
+        return f"{words[:first]}{VERB}{chr(BASE + number)}{words[first:]}"
+
+    def _new_verb(self, action: str, form: str) -> str:
         before, column = FORMS[form]
         word = self._lexicon[action] + ("", "s", "ed", "ing")[column]
         return f"{before}{word}{' {T}' if action in TARGETED else ''}"
@@ -95,13 +104,28 @@ def tell_lesson(script: Script, chances: Chances, lexicon: Lexicon, *, reordered
     composer = Composer(script.events, teller, chances, chances.uniform() < 0.5 if reordered is None else reordered)
     idle = set(range(len(script.things))) - {i for e in script.events for i in (e.agent, e.target)}
     sentences = [teller.introduce()] if idle or chances.uniform() < INTRODUCED else []
-    sentences += [MARKS.sub("", sentence) for sentence in composer.tell()]
-    text = " ".join(f"{plain[0].upper()}{plain[1:]}." for s in sentences for plain in [MARKS.sub("", s)])
+    text, verbs = _written([*sentences, *composer.tell()])
     times = Consequences(len(script.events), composer.claims).timeline()
     names = [thing.name for thing in script.things]
     events = [(script.events[i], times[i]) for i in teller.told]
     rows = tuple((names[e.agent], e.action, None if e.target is None else names[e.target], time) for e, time in events)
-    return Lesson(text, rows, tuple(lexicon.get(e.action) for e, _ in events))
+    new = tuple(lexicon.get(e.action) for e, _ in events)
+    return Lesson(text, rows, new, tuple(verbs.get(i) for i in teller.told))
+
+
+def _written(sentences: list[str]) -> tuple[str, dict[int, int]]:
+    """The text, and where the verb of each event stands."""
+    text, verbs = "", {}
+    for sentence in sentences:
+        text += " " if text else ""
+        begin = len(text)
+        for piece in MARKS.split(sentence):
+            if piece and piece.startswith(VERB):
+                verbs[ord(piece[1]) - BASE] = len(text)
+            elif piece:
+                text += piece
+        text = f"{text[:begin]}{text[begin].upper()}{text[begin + 1 :]}."
+    return text, verbs
 
 
 def draw_script(chances: Chances, settings: ScriptSettings) -> Script:

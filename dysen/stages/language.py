@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from dysen.action_plan import Plan
 from dysen.icl.rewards import is_exact
 from dysen.tiny.decoder import Decoder
-from dysen.tiny.lessons import batch_of
+from dysen.tiny.lessons import HINTS, IGNORED, batch_of
 from dysen.tiny.vocabulary import Tokens, plan_of
 from dysen.tiny.writing import write
-from vdm.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.stages.base import Stage
 
 ROOM = 128  # tokens of an answer in validation
@@ -31,6 +31,7 @@ class LanguageStage(Stage):
         *,
         name: str,
         language: Decoder,
+        hint_weight: NonNegativeFloat,
         optimizer: Callable[[Iterable], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         grad_clip: PositiveFloat | None,
@@ -47,7 +48,9 @@ class LanguageStage(Stage):
             max_skipped=max_skipped,
             seed=seed,
         )
-        self.language = language
+        self.language, self.hint_weight = language, hint_weight
+        width = language.embed.embedding_dim
+        self.hints = nn.Linear(width, HINTS * width, bias=False)  # only for training
 
     def averaged(self) -> dict[str, nn.Module]:
         return {"language": self.language}
@@ -56,22 +59,33 @@ class LanguageStage(Stage):
         """Embeddings and the head are tables of words, no matrices."""
         inner = list(self.language.layers.parameters())
         chosen = {id(p) for p in inner}
-        tables = [p for p in self.language.parameters() if id(p) not in chosen]
+        tables = [p for p in self.parameters() if id(p) not in chosen]
         return [{"params": inner, "matrices": True}, {"params": tables, "weight_decay": 0.0}]
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         lessons = batch_of(batch["extras"]["lessons"], self.language.length).to(self.device)
         wanted = lessons.wanted[:, 1:]
-        said = self.language(lessons.ids, lessons.forms)[:, :-1]  # b n d
-        scores = self.language.head(said[wanted]).float()
+        read, said = self.language.two_last(lessons.ids, lessons.forms)  # b n d
+        scores = self.language.head(said[:, :-1][wanted]).float()
         true = lessons.ids[:, 1:][wanted]
         right = (scores.argmax(-1) == true).float()
         new = lessons.explained[:, 1:][wanted].float()
+        plans, hints = F.cross_entropy(scores, true), self._hint_loss(read, lessons.hints)
         return {
-            "loss": F.cross_entropy(scores, true),
+            "loss": plans + self.hint_weight * hints,
+            "plans": plans,
+            "hints": hints,
             "tokens_right": right.mean(),
             "new_verbs_right": (right * new).sum() / new.sum().clamp(min=1),  # of those that a demonstration explains
         }
+
+    def _hint_loss(self, read: Tensor, hints: Tensor) -> Tensor:
+        """At each verb of a caption the event is known, or what is known of it. Without this, finding the event that
+        belongs to a part of a plan is learned late.
+        """
+        guessed = self.hints(read[hints[:, 0], hints[:, 1]]).unflatten(-1, (HINTS, -1))  # k hints d
+        scores = self.language.head(guessed).float().flatten(0, 1)
+        return F.cross_entropy(scores, hints[:, 2:].flatten(), ignore_index=IGNORED)
 
     @torch.no_grad()
     def validation_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:

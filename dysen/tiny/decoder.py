@@ -111,10 +111,15 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor, forms: Tensor) -> Tensor:
         """b n -> b n d, before the head: scores are only wanted of some tokens."""
+        return self.two_last(ids, forms)[1]
+
+    def two_last(self, ids: Tensor, forms: Tensor) -> tuple[Tensor, Tensor]:
+        """b n d before the last layer, which is what a plan can read in a caption, and after it."""
         x, seen = self._embedded(ids, forms), sight(ids)
+        before = x
         for layer in self.layers:
-            x = layer(x, self.turns[: ids.shape[1]], seen)
-        return self.norm(x)
+            before, x = x, layer(x, self.turns[: ids.shape[1]], seen)
+        return self.norm(before), self.norm(x)
 
     def head(self, x: Tensor) -> Tensor:
         """Scores `... v`. A word is said by the vector that it is read by, so a layer can copy what it has not met."""

@@ -58,16 +58,21 @@ class Tokens:
         self.ids.append(token)
         self.forms.append(0)
 
-    def words(self, text: str) -> None:
-        for word in TOKEN.findall(text.casefold()):
-            token, form = self._token(word)
+    def words(self, text: str) -> dict[int, int]:
+        """Which token begins at which letter."""
+        places = {}
+        for found in TOKEN.finditer(text.casefold()):
+            token, form = self._token(found.group())
+            places[found.start()] = len(self)
             self.ids.append(token)
             self.forms.append(form)
+        return places
 
-    def caption(self, text: str) -> None:
+    def caption(self, text: str) -> dict[int, int]:
         self.mark(CAPTION)
-        self.words(text)
+        places = self.words(text)
         self.mark(PLAN)
+        return places
 
     def plan(self, plan: Plan) -> list[int]:
         """agent PART predicate [PART target] start end STOP ... END; where each predicate begins."""

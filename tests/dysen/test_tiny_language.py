@@ -13,7 +13,7 @@ from dysen.parsing_answers import parse_graph, parse_plan
 from dysen.prompts import plan_prompt
 from dysen.replies import PlanReply, SceneReply
 from dysen.tiny.decoder import Decoder
-from dysen.tiny.lessons import batch_of, encode
+from dysen.tiny.lessons import IGNORED, batch_of, encode
 from dysen.tiny.model import TinyModel, read_prompt
 from dysen.tiny.vocabulary import CAPTION, FIRST_SLOT, FIRST_WORD, IDS, PLAN, SLOTS, UNKNOWN, WORDS, Tokens, plan_of
 from dysen.tiny.writing import write
@@ -64,6 +64,14 @@ def test_new_verbs_are_in_the_caption_and_the_verbs_they_replace_are_not():
     assert set(source.lexicon) <= set(ACTIONS)
     assert len(set(source.lexicon.values())) == 12
     assert len(plain.lexicon) == 1
+
+
+def test_the_place_of_each_verb_is_known():
+    for index in range(40):
+        for lesson in sequences().item("train", index)["lessons"]:
+            for verb, place in zip(lesson["new"], lesson["verbs"], strict=True):
+                if verb is not None and place is not None:
+                    assert lesson["caption"][place:].startswith(verb), lesson
 
 
 def test_a_pool_shows_every_new_verb_about_equally_often():
@@ -135,15 +143,18 @@ def test_plans_come_back_from_tokens():
 
 def test_what_is_to_be_learned_leaves_out_what_would_be_guessed():
     lessons = [
-        {"caption": "It blicks.", "plan": [["red bar", "grow", None, [0, 1]]], "new": ["blick"]},
-        {"caption": "It is blicking.", "plan": [["red bar", "grow", None, [0, 1]]], "new": ["blick"]},
+        {"caption": "It blicks.", "plan": [["red bar", "grow", None, [0, 1]]], "new": ["blick"], "verbs": [3]},
+        {"caption": "It is blicking.", "plan": [["red bar", "grow", None, [0, 1]]], "new": ["blick"], "verbs": [6]},
     ]
-    tokens, wanted, explained = encode(lessons)
+    tokens, wanted, explained, hints = encode(lessons)
     said = [i for i, token in enumerate(tokens.ids) if token == IDS["grow"]]
     assert [wanted[i] for i in said] == [False, True]
     assert explained == said[1:]
     assert sum(wanted) == 2 * 8 - 1  # red bar PART grow 0 1 STOP END
+    assert [tokens.ids[hint[0]] for hint in hints] == [tokens.slots["blick"]] * 2
+    assert [hint[4] for hint in hints] == [IGNORED, IDS["grow"]]
     batch = batch_of([lessons, lessons[:1]], length=20)
+    assert batch.hints[:, :2].tolist() == [[0, 2], [0, 16], [1, 2]]
     assert batch.ids.shape == (2, 20)
     assert not batch.wanted[1, 13:].any()
 
