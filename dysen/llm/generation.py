@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +27,9 @@ from dysen.llm.constrained import Constraint, Schemas
 from vdm.errors import RunError
 
 ATTENTION = "dysen_shared_prefix"
-CHUNK = 256  # columns fed at once, which bounds the memory of attention weights
+# Tokens that are fed at once for about the price of one, since reading the weights is what costs.
+FREE = defaultdict(lambda: 16, cuda=512)
+CHUNK = 4096  # tokens of all rows fed at once, which bounds the memory of attention weights
 
 
 @dataclass(frozen=True)
@@ -226,8 +229,10 @@ def feed_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
         ids[row, n - len(prompt) :] = torch.as_tensor(prompt)
         is_real[row, n - len(prompt) :] = True
     device = decoder.model.device
-    for begin in range(0, n, CHUNK):
-        logits = decoder.feed(ids[:, begin : begin + CHUNK].to(device), is_real[:, begin : begin + CHUNK].to(device))
+    columns = max(CHUNK // len(prompts), 16)
+    for begin in range(0, n, columns):
+        some = slice(begin, begin + columns)
+        logits = decoder.feed(ids[:, some].to(device), is_real[:, some].to(device))
     return logits
 
 
@@ -237,18 +242,27 @@ class Writing:
 
     prompt: Sequence[int]  # what follows the prefix
     constraint: Constraint | None
-    random: np.random.Generator | None
-    tokens: list[int]
+    random: np.random.Generator
+    tokens: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)  # the last of the tokens, which the model has not read yet
+    is_done: bool = False
 
-    def add(self, token: int, max_tokens: int, *, forced: bool) -> list[int]:
-        """Takes a token and, if wanted, what has to follow it; what was taken."""
+    def add(self, token: int, max_tokens: int, *, forced: bool, is_over: Callable[[Sequence[int]], bool]) -> None:
+        """Takes a token and, if wanted, what has to follow it."""
         if self.constraint is None:
-            taken = [token]
+            self.pending = [token]
         else:
-            taken = [self.constraint.take(token, max_tokens - len(self.tokens))]
-            taken += self.constraint.forced() if forced else []
-        self.tokens += taken
-        return taken
+            self.pending = [self.constraint.take(token, max_tokens - len(self.tokens))]
+            self.pending += self.constraint.forced() if forced else []
+        self.tokens += self.pending
+        is_complete = is_over(self.tokens) if self.constraint is None else self.constraint.is_complete
+        if is_complete or len(self.tokens) >= max_tokens:
+            self.is_done, self.pending = True, []
+
+    def next(self, count: int) -> list[int]:
+        """So many of the tokens that the model has not read yet."""
+        read, self.pending = self.pending[:count], self.pending[count:]
+        return read
 
 
 def write(
@@ -256,44 +270,39 @@ def write(
     is_over: Callable[[Sequence[int]], bool],
 ) -> None:  # fmt: skip
     """Writes all answers to their ends. `is_over` tells of an unconstrained one, from its tokens so far."""
+    free = FREE[decoder.model.device.type]
     logits = feed_all(decoder, [answer.prompt for answer in answers])
-    rows: list[Writing | None] = list(answers)  # None: this row is done and not yet dropped
+    rows = list(answers)
     while True:
-        chosen = _choose(logits, rows, schemas, temperature)
-        fed: list[list[int]] = []
-        for row, answer in enumerate(rows):
-            fed.append([] if answer is None else answer.add(int(chosen[row]), max_tokens, forced=decoder.can_pad))
-            if answer is None:
-                continue
-            done = is_over(answer.tokens) if answer.constraint is None else answer.constraint.is_complete
-            if done or len(answer.tokens) >= max_tokens:
-                rows[row] = None
-        open_rows = [row for row, answer in enumerate(rows) if answer is not None]
+        turn = [row for row, answer in enumerate(rows) if not answer.pending and not answer.is_done]
+        chosen = _choose(logits[turn], [rows[row] for row in turn], schemas, temperature)
+        for row, token in zip(turn, chosen, strict=True):
+            rows[row].add(token, max_tokens, forced=decoder.can_pad, is_over=is_over)
+        open_rows = [row for row, answer in enumerate(rows) if not answer.is_done]
         if not open_rows:
             return
         if decoder.can_shrink and len(open_rows) <= 0.75 * len(rows):
             decoder.keep(torch.tensor(open_rows, device=logits.device))
-            rows, fed = [rows[row] for row in open_rows], [fed[row] for row in open_rows]
-        logits = feed_all(decoder, [tokens if rows[row] else [] for row, tokens in enumerate(fed)])
+            rows = [rows[row] for row in open_rows]
+        waiting = [len(answer.pending) for answer in rows if not answer.is_done]
+        columns = max(min(waiting), min(max(waiting), free // len(rows)))  # rows with fewer are padded
+        logits = feed_all(decoder, [answer.next(columns) for answer in rows])
 
 
-def _choose(logits: Tensor, rows: Sequence[Writing | None], schemas: Schemas | None, temperature: float) -> list[int]:
+def _choose(logits: Tensor, rows: Sequence[Writing], schemas: Schemas | None, temperature: float) -> list[int]:
+    """A token for each row."""
     logits = logits.float()
     if schemas is not None:
-        bound = [row for row, answer in enumerate(rows) if answer is not None and answer.constraint is not None]
-        allowed = np.ones(logits.shape, dtype=bool)
-        allowed[bound] = schemas.masks([rows[row].constraint for row in bound])
-        logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
+        allowed = torch.from_numpy(schemas.masks([answer.constraint for answer in rows])).to(logits.device)
+        logits = logits.masked_fill(~allowed, -torch.inf)
     if temperature == 0:
         best, chosen = logits.max(-1)
     else:
-        draws = [0.0 if answer is None else answer.random.random() for answer in rows]
         levels = (logits.double() / temperature).softmax(-1).cumsum(-1)  # b vocab
-        wanted = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * levels[:, -1:]
-        chosen = torch.searchsorted(levels, wanted, right=True).clamp(max=logits.shape[1] - 1)
+        draws = torch.tensor([[answer.random.random()] for answer in rows], dtype=torch.float64, device=logits.device)
+        chosen = torch.searchsorted(levels, draws * levels[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
         best, chosen = logits.gather(1, chosen)[:, 0], chosen[:, 0]
-    is_open = torch.tensor([answer is not None for answer in rows], device=logits.device)
-    if not best[is_open].isfinite().all():
+    if not best.isfinite().all():
         remedy = "load it in another dtype (float16 overflows in many models), or check its weights"
         raise RunError("the language model's outputs are not numbers", key="llm.dtype", remedy=remedy)
     return chosen.tolist()

@@ -172,7 +172,7 @@ class TransformersModel(LanguageModel):
         else:
             decoder = generation.PlainDecoder(self.model, rows=rows)
         answers = [
-            generation.Writing(ids, self.schemas and self.schemas.constraint(question.reply), drawn, [])
+            generation.Writing(ids, self.schemas and self.schemas.constraint(question.reply), drawn)
             for ids, question, drawn in zip(prompts, questions, random, strict=True)
         ]
         generation.write(decoder, answers, schemas=self.schemas, max_tokens=self.max_tokens,
