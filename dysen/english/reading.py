@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ SUBORDINATE = ("while", "after", "before")
 TAILS = ("while", "after", "before", "but first", "all while")
 
 
+@functools.lru_cache(maxsize=1024)  # imagination asks about one caption several times
 def read_caption(caption: str) -> ReadCaption:
     """Plan and details of a caption in English."""
     story = Story()
