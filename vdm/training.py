@@ -84,7 +84,7 @@ def _already_done(run: Run, settings: dict[str, Any]) -> float | None:
 def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None, leader: bool) -> float | None:
     _quieten_lightning()
     pl.seed_everything(settings["seed"], verbose=False)  # initial weights; every step seeds itself
-    datamodule = instantiate(cfg.data if cfg.texts is None else cfg.texts, _convert_="all")
+    datamodule = instantiate(cfg.get("texts") or cfg.data, _convert_="all")
     datamodule.run_folder = run.folder
     datamodule.setup("fit")
     stage: Stage = instantiate(cfg.stage, _convert_="all")
