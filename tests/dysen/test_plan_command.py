@@ -12,6 +12,7 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from scripted_model import Scripted, planner
 
 from data.captions import CaptionCorpus
@@ -377,6 +378,16 @@ def test_planners_compose_and_plan(choice, llm):
 def test_wrong_settings_are_found_before_anything_is_built(wrong):
     cfg = compose(wrong)
     with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+        config.check(cfg, set(cfg))
+
+
+@pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "llm").glob("*.yaml")))
+def test_every_language_model_composes(choice):
+    settings = OmegaConf.to_container(OmegaConf.load(CONF / "llm" / f"{choice}.yaml"), resolve=False)
+    for overrides in ([], ["selector=random"]):
+        cfg = compose(
+            f"llm={choice}", *overrides, *[f"llm.{key}=x" for key, value in settings.items() if value == "???"]
+        )
         config.check(cfg, set(cfg))
 
 
