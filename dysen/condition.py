@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dysen.action_plan import Plan
 from dysen.alignment import frame_ticks, ticks_at
 from dysen.graph_encoder import SceneEncoder, rows
 from dysen.labels import vectors_of
 from dysen.names import shorten
-from dysen.action_plan import Plan
 from dysen.scene_batch import SceneBatch, collate
 from dysen.scene_graph import DynamicSceneGraph, event_to_dsg
 from vdm.bounds import Fraction, NonNegativeInt, PositiveInt

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 
+from dysen.action_plan import Plan, Triplet
 from dysen.canvas import INK, Canvas, Line, Polygon, line_height, stacked, text_width, wrapped
 from dysen.names import clean, shorten
-from dysen.action_plan import Plan, Triplet
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, event_to_dsg
 from vdm.errors import DataError, PlanError, UserError
 

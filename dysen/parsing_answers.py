@@ -14,10 +14,10 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from dysen.action_plan import MAX_EVENTS, MAX_TICK, Event, Plan, Triplet
 from dysen.brackets import MAX_CHARACTERS, Group, Item, Text, groups, read_brackets
 from dysen.fields import number_of, role, whole
 from dysen.names import MAX_NAME, clean, identity, shorten
-from dysen.action_plan import MAX_EVENTS, MAX_TICK, Event, Plan, Triplet
 from dysen.replies import PlanReply, Reply, SceneReply, ScenesReply
 from dysen.scene_graph import MAX_ATTRIBUTES, SceneGraph, SceneObject
 from dysen.tuples import FoundEvent, FoundTriplet, Match, event_in, triplets_in, walk

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dysen.names import check_name, identity, label, shorten
 from dysen.action_plan import MAX_TICK, Plan, Triplet
+from dysen.names import check_name, identity, label, shorten
 from vdm.errors import PlanError
 
 MAX_OBJECTS = 128

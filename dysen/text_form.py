@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 
+from dysen.action_plan import Event, Plan, Triplet
 from dysen.brackets import CLOSERS, COLONS, COMMAS, OPENERS, QUOTES, Group, Item, Text, read_brackets
 from dysen.names import shorten
-from dysen.action_plan import Event, Plan, Triplet
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, SceneObject
 from vdm.errors import PlanError
 

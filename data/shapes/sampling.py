@@ -53,6 +53,11 @@ def check(settings: ScriptSettings) -> None:
     if not 1 <= settings.min_things <= settings.max_things <= 3:
         got = f"{settings.min_things} to {settings.max_things}"
         raise ConfigError("number of things out of range", key="max_things", got=got, allowed="1 <= min <= max <= 3")
+    unknown = sorted(set(settings.shades) - set(SHADES))
+    if unknown or not settings.shades:
+        raise ConfigError("no such ground", key="data.source.shades", got=unknown, allowed=list(SHADES))
+    if not 0 <= settings.scatter <= 1:
+        raise ConfigError("a share of the room", key="data.source.scatter", got=settings.scatter, allowed="0 to 1")
     if settings.ticks < 4:
         raise ConfigError("too few ticks for every kind of event", key="ticks", got=settings.ticks, allowed=">= 4")
     most = EVENTS_PER_THING * settings.max_things
@@ -86,7 +91,7 @@ def sample_script(seed: int, index: int, settings: ScriptSettings, split: str = 
         if things is None:
             continue
         for _ in range(STAGINGS):
-            placements = place(chances, things, events, settings.ticks)
+            placements = place(chances, things, events, settings)
             if placements is not None:
                 return Script(things, placements, events, draws.background, settings.ticks, draws.seed)
     raise ConfigError(
@@ -104,7 +109,7 @@ def _draw_once(rng: np.random.Generator, settings: ScriptSettings) -> _Draws:
     textured = rng.random() < settings.textured
     background = Background(
         texture=TEXTURES[1 + int(rng.integers(len(TEXTURES) - 1))] if textured else "plain",
-        shade=SHADES[int(rng.integers(len(SHADES)))],
+        shade=settings.shades[int(rng.integers(len(settings.shades)))],
         phase=int(rng.integers(4096)) / 4096,
         tint=float(rng.integers(360)),
     )

@@ -148,6 +148,11 @@ class ScriptSettings:
     min_events: int
     max_events: int
     textured: float  # share of clips whose background is not plain
+    shades: tuple[str, ...] = SHADES  # of the ground
+    scatter: float = (
+        1.0  # where things begin: 0 in the middle of the room that their moves leave them, 1 anywhere in it
+    )
+    tilted: bool = True  # things begin at any angle, not upright
 
 
 def kind(action: str) -> str:

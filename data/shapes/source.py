@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from data.records import Record
@@ -39,12 +40,17 @@ class ShapesSource:
         min_events: int,
         max_events: int,
         textured: float,
+        shades: Sequence[str],
+        scatter: float,
+        tilted: bool,
         num_captions: int,
     ):
         self.seed, self.height, self.width, self.frames, self.fps = seed, height, width, frames, fps
         self.num_captions = num_captions
         self.counts = dict(zip(SPLITS, (num_train, num_val, num_test, num_heldout), strict=True))
-        self.settings = ScriptSettings(ticks, min_things, max_things, min_events, max_events, textured)
+        self.settings = ScriptSettings(
+            ticks, min_things, max_things, min_events, max_events, textured, tuple(shades), scatter, tilted
+        )
         check(self.settings)
         if seed < 0:
             raise ConfigError("the seed of the world is negative", key="data.source.seed", got=seed, allowed=">= 0")
@@ -104,12 +110,15 @@ class ShapesSource:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the content."""
+        plain = ScriptSettings(*[None] * 6)  # what is as usual is not named, so older shards stay what they are
+        names = [f.name for f in fields(ScriptSettings)]
+        script = {n: getattr(self.settings, n) for n in names if getattr(self.settings, n) != getattr(plain, n)}
         return {
             "world": WORLD,
             "seed": self.seed,
             "size": [self.frames, self.height, self.width],
             "fps": self.fps,
-            "script": {name: getattr(self.settings, name) for name in self.settings.__dataclass_fields__},
+            "script": {name: list(value) if isinstance(value, tuple) else value for name, value in script.items()},
             "counts": self.counts,
             "num_captions": self.num_captions,
         }

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.shapes.figures import PERIOD, REACH, distance
 from data.shapes.motion import GROWTH, RADII, SPEED, Path, is_visible, unit, walk
-from data.shapes.script import CHANNELS, DIRECTIONS, SHAPES, Event, Placement, Thing
+from data.shapes.script import CHANNELS, DIRECTIONS, SHAPES, Event, Placement, ScriptSettings, Thing
 from data.shapes.timeline import Chances
 
 SPOTS = 6  # tries for each thing
@@ -48,9 +48,10 @@ class _Need:
 
 
 def place(
-    chances: Chances, things: Sequence[Thing], events: Sequence[Event], ticks: int
+    chances: Chances, things: Sequence[Thing], events: Sequence[Event], settings: ScriptSettings
 ) -> tuple[Placement, ...] | None:
     """Draw placements once; None if they break a rule."""
+    ticks = settings.ticks
     needs = [_need(events, i, thing, ticks) for i, thing in enumerate(things)]
     if any(need.radius > LARGEST for need in needs):
         return None
@@ -63,7 +64,7 @@ def place(
             if e is not None and e.target in places:
                 spot = _spot_for(chances, e, needs, places[e.target], events)
             else:
-                spot = _spot(chances, needs[i], REACH[things[i].shape])
+                spot = _spot(chances, needs[i], REACH[things[i].shape], settings.scatter)
             if spot is not None and all(_are_free(spot, needs[i], at, needs[j]) for j, at in places.items()):
                 break
         else:
@@ -71,7 +72,9 @@ def place(
         places[i] = spot
     depths = chances.shuffled(range(len(things)))
     placements = [
-        Placement(round(x, 4), round(y, 4), round(chances.between(0, PERIOD[things[i].shape]), 1), depths[i])
+        Placement(
+            round(x, 4), round(y, 4), round(chances.between(0, PERIOD[things[i].shape]) * settings.tilted, 1), depths[i]
+        )
         for i, (x, y) in sorted(places.items())
     ]
     paths = walk(things, placements, events, ticks)
@@ -117,13 +120,18 @@ def _led_by(events: Sequence[Event], e: Event) -> str:
     return next(o.action for o in events if o.agent == e.target and o.start == e.start and o.action in DIRECTIONS)
 
 
-def _spot(chances: Chances, need: _Need, reach: float) -> tuple[float, float] | None:
+def _spot(chances: Chances, need: _Need, reach: float, scatter: float) -> tuple[float, float] | None:
     """Anywhere from where a thing's own moves stay inside the picture."""
     room = need.radius * reach + MARGIN
     low_x, high_x, low_y, high_y = room - need.left, 1 - room - need.right, room - need.top, 1 - room - need.bottom
     if low_x > high_x or low_y > high_y:
         return None
-    return chances.between(low_x, high_x), chances.between(low_y, high_y)
+    x, y = chances.between(low_x, high_x), chances.between(low_y, high_y)
+    return _towards((low_x + high_x) / 2, x, scatter), _towards((low_y + high_y) / 2, y, scatter)
+
+
+def _towards(middle: float, place: float, scatter: float) -> float:
+    return place if scatter == 1 else middle + scatter * (place - middle)
 
 
 def _spot_for(

@@ -2,8 +2,8 @@
 
 import random
 
-from dysen.names import clean
 from dysen.action_plan import Event, Plan, Triplet
+from dysen.names import clean
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, SceneObject
 
 PLAIN = ("lady", "friend", "chair", "old man", "bottle of water", "person #2", "red square", "The Lady", "a", "café")

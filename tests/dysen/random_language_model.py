@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from dysen.prompts import plan_prompt, plan_query
+
 
 def save(
     folder: Path,
@@ -47,13 +49,16 @@ def train_tokenizer(texts=()):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    text = '{"events":[{"agent":"lady","predicate":"drinking","target":null,"start":0,"end":1}]}'
+    shown = plan_query(
+        "A lady drinks.", '{"events":[{"agent":"lady","predicate":"drinking","target":null,"start":0,"end":1}]}'
+    )
+    texts = texts or [plan_prompt("A dog runs.", demonstrations=[shown], form="json")] * 3
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=2048 if texts else 340, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=2048, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
-    words.train_from_iterator(texts or [text] * 3, trainer)
+    words.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")

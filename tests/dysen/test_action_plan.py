@@ -6,9 +6,9 @@ import random
 import pytest
 import random_graphs
 
+from dysen.action_plan import MAX_EVENTS, MAX_TICK, Event, Plan
 from dysen.names import clean, identity, label, shorten
 from dysen.parsing_answers import parse_plan
-from dysen.action_plan import MAX_EVENTS, MAX_TICK, Event, Plan
 from dysen.replies import plan_reply
 from dysen.text_form import plan_from_text, plan_to_text
 from vdm.errors import PlanError

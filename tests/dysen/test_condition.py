@@ -8,10 +8,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from dysen.action_plan import Event, Plan, Triplet
 from dysen.condition import SCENE, SceneGraphCondition, scenes_of, tick_spans
 from dysen.graph_encoder import RecurrentGraphNetwork, RecurrentGraphTransformer
 from dysen.labels import WordEncoder
-from dysen.action_plan import Event, Plan, Triplet
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, SceneObject, event_to_dsg
 from vdm import config, restore
 from vdm.conditions.base import ConditionSet

@@ -10,9 +10,9 @@ import random_graphs
 from PIL import Image
 from test_action_plan import PAPER
 
+from dysen.action_plan import Event, Plan, Triplet
 from dysen.canvas import Canvas, Polygon, text_width, wrapped
 from dysen.drawing import draw, draw_dsg, draw_plan, main
-from dysen.action_plan import Event, Plan, Triplet
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, SceneObject, enrich, event_to_dsg
 
 LONG = ("an extraordinarily long-winded elderly gentleman with a hat", "W" * 80, "女" * 80, "Donaudampfschifffahrt" * 3)

@@ -8,9 +8,9 @@ import pytest
 import random_graphs
 import torch
 
+from dysen.action_plan import Triplet
 from dysen.graph_encoder import Edges, GraphLayer, MemoryLayer, RecurrentGraphNetwork, RecurrentGraphTransformer
 from dysen.labels import WordEncoder, vectors_of, written
-from dysen.action_plan import Triplet
 from dysen.scene_batch import HAS, NUM_NUMBERS, REVERSE, SELF, SIGNATURE, SUBJECT, TARGET, arrays_of, collate
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, SceneObject
 from vdm.errors import ConfigError

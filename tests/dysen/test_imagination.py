@@ -7,8 +7,8 @@ import pytest
 import random_graphs
 from test_action_plan import PAPER
 
-from dysen.imagination import Imagination, answer_all, polish, windowed
 from dysen.action_plan import Triplet
+from dysen.imagination import Imagination, answer_all, polish, windowed
 from dysen.prompts import instruction, plan_prompt, plan_query, scene_query, sentence
 from dysen.replies import SceneReply, ScenesReply
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, event_to_dsg

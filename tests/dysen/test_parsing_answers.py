@@ -8,8 +8,8 @@ import pytest
 import random_graphs
 from test_action_plan import PAPER
 
-from dysen.parsing_answers import MAX_REPAIRS, parse_graph, parse_graphs, parse_plan
 from dysen.action_plan import Plan
+from dysen.parsing_answers import MAX_REPAIRS, parse_graph, parse_graphs, parse_plan
 from dysen.replies import PlanReply, SceneReply, ScenesReply, plan_reply, response_format, scene_reply, scenes_reply
 from dysen.scene_graph import SceneGraph, event_to_dsg
 from dysen.text_form import dsg_to_text, graph_from_text, graph_to_text, plan_from_text, plan_to_text

@@ -7,8 +7,8 @@ import pytest
 import random_graphs
 from test_action_plan import PAPER
 
-from dysen.names import identity
 from dysen.action_plan import MAX_TICK, Event, Plan, Triplet
+from dysen.names import identity
 from dysen.scene_graph import (
     MAX_ATTRIBUTES,
     MAX_OBJECTS,

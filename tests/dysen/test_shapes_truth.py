@@ -10,9 +10,9 @@ from data.records import StoreSettings
 from data.shapes.source import ShapesSource
 from data.shards import read_index
 from data.tar import member_table, open_shard, read_member
+from dysen.action_plan import Plan
 from dysen.alignment import ticks_at
 from dysen.drawing import main
-from dysen.action_plan import Plan
 from dysen.scene_graph import DynamicSceneGraph, event_to_dsg
 from dysen.text_form import dsg_from_text, dsg_to_text, plan_from_text, plan_to_text
 
@@ -26,6 +26,7 @@ def stored(tmp_path_factory):
     counts = {"num_train": NUM_CLIPS, "num_val": 0, "num_test": 0, "num_heldout": 0}
     size = {"height": 32, "width": 32, "frames": 8, "fps": 8.0, "ticks": 7, "num_captions": 2}
     script = {"min_things": 1, "max_things": 3, "min_events": 1, "max_events": 7, "textured": 0.5}
+    script |= {"shades": ["dark", "grey", "light"], "scatter": 1.0, "tilted": True}
     stored_as = {"gop": 8, "crf": 12, "pixel_format": "yuv444p", "samples_per_shard": 100}
     store = StoreSettings(frames=8, height=32, width=32, fps=8.0, **stored_as)
     source = ShapesSource(seed=3, **counts, **size, **script)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from data.shapes.script import (
     ACTIONS,
     COLOURS,
     CONVERSES,
+    MOVES,
     RELATIONS,
     ROTATABLE,
     SHADES,
@@ -44,7 +46,7 @@ SETTINGS = ScriptSettings(ticks=7, min_things=1, max_things=3, min_events=1, max
 SOURCE = {
     "seed": 0, "num_train": 5, "num_val": 2, "num_test": 0, "num_heldout": 1, "height": 32, "width": 32, "frames": 8,
     "fps": 8.0, "ticks": 7, "min_things": 1, "max_things": 3, "min_events": 1, "max_events": 7, "textured": 0.5,
-    "num_captions": 2,
+    "num_captions": 2, "shades": ["dark", "grey", "light"], "scatter": 1.0, "tilted": True,
 }  # fmt: skip
 
 
@@ -269,6 +271,22 @@ def test_the_source_lists_and_loads():
     assert large.frames.shape == (16, 64, 64, 3)
 
 
+def test_a_calm_world_has_one_ground_and_upright_things_near_the_middle():
+    wild, calm = SETTINGS, replace(SETTINGS, shades=("dark",), scatter=0.3, tilted=False, max_things=1, max_events=1)
+    for index in range(30):
+        script = sample_script(0, index, calm)
+        assert script.background.shade == "dark"
+        assert script.placements[0].angle == 0
+        moves = {e.action for e in script.events} & set(MOVES)
+        if not moves:
+            assert max(abs(script.placements[0].x - 0.5), abs(script.placements[0].y - 0.5)) <= 0.3 * 0.4
+    several = [sample_script(0, index, replace(wild, scatter=0.6)) for index in range(5)]
+    assert max(len(script.things) for script in several) > 1, "there is room for more than one"
+    plain = ShapesSource(**SOURCE).fingerprint()
+    assert plain["script"].keys() == {f.name for f in fields(ScriptSettings)} - {"shades", "scatter", "tilted"}
+    assert ShapesSource(**(SOURCE | {"scatter": 0.3})).fingerprint()["script"]["scatter"] == 0.3
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -282,6 +300,9 @@ def test_the_source_lists_and_loads():
         ({"fps": 0.0}, "data.source.fps"),
         ({"seed": -1}, "data.source.seed"),
         ({"num_captions": 0}, "data.source.num_captions"),
+        ({"shades": ["dark", "pink"]}, "data.source.shades"),
+        ({"shades": []}, "data.source.shades"),
+        ({"scatter": 1.5}, "data.source.scatter"),
     ],
 )
 def test_impossible_worlds_are_refused(change, key):
