@@ -45,6 +45,7 @@ VOWELS = "aiou"
 CODAS = ("b", "ck", "ft", "g", "lk", "lm", "mp", "nd", "nk", "p", "rb", "rf", "rk", "rm", "st")
 ENDINGS = ("et", "ock", "im", "und", "olk")
 INTRODUCED = 0.2  # share of captions that begin with who is there
+LATE = ("follow", "stay")  # only beside another event
 TRIES = 8  # scripts that are drawn until one shares an action with an earlier one
 VERB = "\x03"  # stands, with the number of the event, before the words that tell it
 MARKS = re.compile(f"({VERB}.)|{OPEN}.|{CLOSE}")
@@ -236,9 +237,11 @@ class NewVerbs:
         max_events: PositiveInt,
         pool_events: PositiveInt,
     ):
-        if num_new > len(ACTIONS):
-            raise ConfigError("more new verbs than actions", key="texts.source.num_new", got=num_new,
-                              allowed=f"<= {len(ACTIONS)}")  # fmt: skip
+        events, things = min(max_events, pool_events), max_things
+        possible = [a for a in ACTIONS if (events > 1 or a not in LATE) and (things > 1 or a not in TARGETED)]
+        if num_new > len(possible):
+            raise ConfigError("more new verbs than actions that captions and candidates can have",
+                              key="texts.source.num_new", got=num_new, allowed=f"<= {len(possible)}")  # fmt: skip
         self.seed, self.num_pool = seed, num_pool
         self.settings = ScriptSettings(ticks, 1, max_things, 1, max_events, 0.0)
         self.pool_settings = ScriptSettings(ticks, 1, max_things, 1, pool_events, 0.0)
@@ -246,7 +249,7 @@ class NewVerbs:
         check(self.pool_settings)
         self.sizes = {"train": num_train, "val": num_val}
         chances = Chances(np.random.default_rng([seed, 9]))
-        actions = chances.shuffled(ACTIONS)[:num_new]
+        actions = chances.shuffled(possible)[:num_new]
         self.lexicon: Lexicon = dict(zip(actions, nonsense(chances, num_new), strict=True))
 
     def item(self, split: str, index: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dysen.tiny.lessons import IGNORED, batch_of, encode
 from dysen.tiny.model import TinyModel, read_prompt
 from dysen.tiny.vocabulary import CAPTION, FIRST_SLOT, FIRST_WORD, IDS, PLAN, SLOTS, UNKNOWN, WORDS, Tokens, plan_of
 from dysen.tiny.writing import write
+from vdm.errors import ConfigError
 
 
 def sequences(**changes):
@@ -80,6 +81,18 @@ def test_a_pool_shows_every_new_verb_about_equally_often():
     assert min(shown.count(verb) for verb in source.lexicon.values()) >= 40 // 12
     pool = [Demonstration.from_json(one) for one in source.pool()]
     assert len({one.id for one in pool}) == 40
+
+
+def test_a_verb_that_no_candidate_can_have_is_never_new():
+    """Nobody follows or rests in a caption of one event, and looking for one would never end."""
+    source = new_verbs(num_new=13, pool_events=1, max_things=2)
+    assert not {"follow", "stay"} & set(source.lexicon)
+    assert len(source.pool()) == 40
+    alone = new_verbs(num_new=14, max_things=1, max_events=1, pool_events=1)
+    assert len(alone.lexicon) == 14
+    for changes in ({"num_new": 15, "max_things": 1, "max_events": 1}, {"num_new": 18}):
+        with pytest.raises(ConfigError, match="new verbs"):
+            new_verbs(**{"pool_events": 1, **changes})
 
 
 def test_sequences_differ_and_give_new_words_to_what_returns():
