@@ -89,7 +89,7 @@ def _log_to_stderr() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def explain(error: Exception, config_name: str) -> ConfigError:
+def explain(error: Exception, config_name: str) -> UserError:
     """Hydra's and OmegaConf's errors in our form: what, key, got, allowed, remedy."""
     if isinstance(error, MissingConfigException):
         return _missing_choice(error, config_name)
@@ -101,6 +101,8 @@ def explain(error: Exception, config_name: str) -> ConfigError:
     if isinstance(error, ConfigCompositionException):
         return _bad_override(error, config_name)
     cause = error.__cause__ if error.__cause__ is not None else error
+    if isinstance(cause, UserError):  # of a constructor, which says more than Hydra's words around it
+        return cause
     return ConfigError(str(cause).splitlines()[0], key=str(getattr(cause, "full_key", "") or ""))
 
 

@@ -21,7 +21,8 @@ class TextCondition(Condition):
     """Cached, it is `extras[name]` (b n d) and, where the encoder hides padding, `extras[name + "_mask"]` (b n).
 
     Args:
-        pooled: the mean of the tokens also joins the timestep embedding, and so reaches every layer at once.
+        pooled: the sum of the tokens also joins the timestep embedding, and so reaches every layer at once. A sum,
+            because a word should count as much in a long caption as in a short one.
     """
 
     def __init__(self, *, encoder: TextEncoder, pooled: bool, drop_prob: Fraction):
@@ -83,7 +84,7 @@ class TextCondition(Condition):
         return self._controls(_seen(values, None if mask is None else mask.bool()))
 
     def _controls(self, tokens: Tokens) -> Controls:
-        return Controls(tokens={TEXT: tokens}, embed=_mean(tokens) if self.pooled else None)
+        return Controls(tokens={TEXT: tokens}, embed=_sum(tokens) if self.pooled else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextCondition:
         self._null = None
@@ -94,8 +95,7 @@ def _seen(values: Tensor, mask: Tensor | None) -> Tokens:
     return Tokens(values, None if mask is None else mask[:, None])  # b n d, b 1 n
 
 
-def _mean(tokens: Tokens) -> Tensor:
+def _sum(tokens: Tokens) -> Tensor:
     if tokens.visible is None:
-        return tokens.values.mean(1)  # b d
-    seen = tokens.visible[:, 0, :, None].to(tokens.values)  # b n 1
-    return (tokens.values * seen).sum(1) / seen.sum(1).clamp(min=1)
+        return tokens.values.sum(1)  # b d
+    return (tokens.values * tokens.visible[:, 0, :, None].to(tokens.values)).sum(1)
