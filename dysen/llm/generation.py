@@ -29,6 +29,7 @@ from vdm.errors import RunError
 ATTENTION = "dysen_shared_prefix"
 # Tokens that are fed at once for about the price of one, since reading the weights is what costs.
 FREE = defaultdict(lambda: 16, cuda=512)
+FEW = 16  # columns, as of rows that write; more, as of prompts, are what fused attention is good at
 CHUNK = 4096  # tokens of all rows fed at once, which bounds the memory of attention weights
 
 
@@ -67,6 +68,12 @@ def _attend(
     past = layers[module.layer_idx]
     b, heads, n, w = query.shape
     g = key.shape[1]  # heads share keys in g groups
+    if n > FEW:
+        if past is not None:
+            key, value = (torch.cat([a.expand(b, *a.shape), own], 2) for a, own in zip(past, (key, value), strict=True))
+            sees_prefix = attention_mask.new_ones(b, 1, n, past[0].shape[1])
+            attention_mask = torch.cat([sees_prefix, attention_mask], 3)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
     scale = w**-0.5 if scaling is None else scaling
     query = (query * scale).reshape(b, g, -1, w)  # b g rn w
     scores = (query @ key.mT).view(b, g, -1, n, key.shape[2])  # b g r n m
