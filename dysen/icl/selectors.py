@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
-from dysen.demonstrations import Demonstration, Selector
+from dysen.demonstrations import Pool, Selector
 from dysen.icl.features import TextFeatures
 from dysen.icl.policy import ExamplePolicy, from_bytes
 from vdm import checkpoint, restore
@@ -23,7 +23,7 @@ from vdm.errors import ConfigError
 class NearestSelector(Selector):
     """The demonstrations whose captions are most like the caption; never the caption itself."""
 
-    def __init__(self, *, pool: Sequence[Demonstration], shots: NonNegativeInt, features: TextFeatures):
+    def __init__(self, *, pool: Pool, shots: NonNegativeInt, features: TextFeatures):
         super().__init__(pool=pool, shots=shots)
         self.features = features
         captions = [one.caption for one in self.pool]
