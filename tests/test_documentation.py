@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SCRIPTS = sorted((ROOT / "shellscripts").glob("*.sh"))
 PRIMARY = {
     "train.py": "train", "evaluate.py": "evaluate", "sample.py": "sample", "data.prepare": "prepare",
-    "data.precompute": "precompute", "vdm.export": "export", "dysen.plan": "plan",
+    "data.precompute": "precompute", "vdm.export": "export", "dysen.plan": "plan", "dysen.parsing": "parsing",
 }  # fmt: skip
 
 
