@@ -210,6 +210,7 @@ class PlannedGraphs:
     """
 
     def __init__(self, folder: str):
+        self.folder = folder
         self.files = sorted(Path(folder).glob("*.jsonl"))
         if not self.files:
             remedy = "plan the corpus first: python -m dysen.plan data=<data> split=train"

@@ -6,22 +6,26 @@ be there and not the one a default names.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vdm import runs
 from vdm.autoencoder import published as published_autoencoder
 from vdm.backbones import published
-from vdm.errors import ConfigError, RunError
+from vdm.errors import ConfigError, DataError, RunError
 from vdm.runs import Run
 
 log = logging.getLogger(__name__)
 
 STAGE_OF = {"autoencoder": "autoencoder", "backbone": "vdm", "conditions": "vdm"}  # which trains a network
+FOLLOWED = ("autoencoder", "backbone", "objective", "condition", "scene_encoder")  # groups that come from init.vdm
+GRAPHS = "scene_graph"  # the condition that stage=dysen needs
 RUN_OF = {"llm.run": "language", "selector.run": "planner"}  # settings that name a run of a stage
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -32,6 +36,11 @@ def adopt(cfg: DictConfig) -> None:
         if OmegaConf.select(cfg, key) == "auto":
             _name_run(cfg, key, stage)
     if OmegaConf.select(cfg, "init") is None or OmegaConf.select(cfg, "stage.name") is None:
+        return
+    if OmegaConf.select(cfg, "stage.planned.folder") == "auto":
+        _name_plans(cfg)
+    if OmegaConf.select(cfg, "init.vdm") is not None:
+        _follow(cfg)
         return
     if OmegaConf.select(cfg, "init.diffusers") is not None:
         _take_apart(cfg, Path(str(cfg.init.diffusers)))
@@ -62,6 +71,93 @@ def _name_run(cfg: DictConfig, key: str, stage: str) -> None:
         recorded = parent.name
         log.info("%s: the newest complete run of stage=%s is %s", key, stage, recorded)
     OmegaConf.update(cfg, key, recorded)
+
+
+def _name_plans(cfg: DictConfig) -> None:
+    """The newest plans of the training split that are finished and no trial."""
+    key, split = "stage.planned.folder", str(cfg.data.train_split)
+    own, folder = _own_record(cfg), Path(str(cfg.data.root)) / split / "plans"
+    recorded = OmegaConf.select(OmegaConf.create(own), key) if own is not None else None
+    if recorded is None:
+        done = sorted(folder.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
+        whole = [path.parent for path in done if _is_whole(path.parent)]
+        if not whole:
+            remedy = (
+                f"make them: python -m dysen.plan data={cfg.data.name} split={split}; or name a folder: {key}=<folder>"
+            )
+            raise RunError(f"stage={cfg.stage.name} trains on planned scene graphs, and there are none of this split",
+                           key=key, got=f"auto, in {folder}", remedy=remedy)  # fmt: skip
+        recorded = str(whole[-1])
+        log.info("%s: the newest plans of this split are %s", key, recorded)
+    OmegaConf.update(cfg, key, recorded)
+
+
+def _is_whole(plans: Path) -> bool:
+    try:
+        return json.loads((plans / "planner.json").read_text(encoding="utf-8"))["limit"] is None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _follow(cfg: DictConfig) -> None:
+    """Goes on with a run of stage=vdm that hears scene graphs: all its networks, their settings and what they read."""
+    asked = str(cfg.init.vdm)
+    own = _own_record(cfg) if asked == "auto" else None
+    wanted = str((own or {}).get("init", {}).get("vdm") or asked)
+    parent = _newest_with_graphs(cfg) if wanted == "auto" else runs.find(
+        str(cfg.paths.output_root), wanted, key="init.vdm"
+    )  # fmt: skip
+    record = _record(parent, "vdm")
+    if GRAPHS not in (record.get("condition") or {}):
+        raise RunError("this run hears no scene graphs", key="init.vdm", got=parent.name,
+                       remedy=f"train a parent that does: {_with_graphs(cfg)}; or leave out init.vdm")  # fmt: skip
+    name = parent.name if wanted == "auto" else wanted
+    kept = {key: OmegaConf.select(cfg, key) for key in _given() if key.split(".")[0] in FOLLOWED}
+    with open_dict(cfg):
+        cfg.init.vdm = name
+        for network in STAGE_OF:
+            if cfg.init[network] not in (None, "auto", name):
+                raise ConfigError("the networks of stage=dysen are of one run", key=f"init.{network}",
+                                  got=cfg.init[network], remedy=f"leave it out, and name their run: init.vdm={name}")  # fmt: skip
+            cfg.init[network] = name
+        for group in FOLLOWED:
+            if group in kept:
+                raise ConfigError(f"this is as in the parent {name}", key=group, got=kept[group],
+                                  remedy="leave it out, or name another parent with init.vdm=<run>")  # fmt: skip
+            cfg[group] = record.get(group)
+        if cfg.autoencoder.get("pretrained") is not None:
+            cfg.autoencoder.pretrained = None  # the run has weights of its own
+        cfg.data.extras = (record.get("data") or {}).get("extras") or []
+        for key, value in kept.items():
+            OmegaConf.update(cfg, key, value, force_add=True)
+
+
+def _given() -> list[str]:
+    """Keys and groups that the command sets."""
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in task]
+
+
+def _with_graphs(cfg: DictConfig) -> str:
+    return f"python train.py stage=vdm condition=[text,{GRAPHS}] data={cfg.data.name}"
+
+
+def _newest_with_graphs(cfg: DictConfig) -> Run:
+    root, data = str(cfg.paths.output_root), str(cfg.data.name)
+
+    def hears(run: Run) -> bool:
+        return GRAPHS in (_record(run, "vdm").get("condition") or {})
+
+    parent = runs.newest_complete(root, "vdm", data, suits=hears)
+    if parent is None:
+        raise RunError(
+            f"stage={cfg.stage.name} goes on with a complete run of stage=vdm that hears scene graphs, and there is none",
+            key="init.vdm",
+            got=f"auto, in {root}",
+            remedy=f"train one first: {_with_graphs(cfg)}; or name a run: init.vdm=<run>",
+        )
+    log.info("init.vdm: the newest complete run of stage=vdm that hears scene graphs is %s", parent.name)
+    return parent
 
 
 def _newest(cfg: DictConfig, network: str) -> Run:
@@ -159,3 +255,10 @@ def parents_exist(*, output_root: str, init: Mapping[str, Any]) -> None:
     for network, wanted in init.items():
         if network in STAGE_OF and wanted not in (None, "auto") and not is_published(network, wanted):
             runs.find(output_root, str(wanted), key=f"init.{network}")
+
+
+def plans_are_there(*, folder: str, data: str, split: str) -> None:
+    """A folder of plans that somebody named; `auto` has been replaced by one before."""
+    if folder != "auto" and not any(Path(folder).glob("*.jsonl")):
+        raise DataError("no plans in this folder", key="stage.planned.folder", got=folder,
+                        remedy=f"make some: python -m dysen.plan data={data} split={split} output={folder}")  # fmt: skip

@@ -20,7 +20,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,33 +164,45 @@ def all_runs(output_root: str | Path) -> list[Run]:
     return [Run(p.parent) for p in sorted(root.glob("*/run.json"))] if root.is_dir() else []
 
 
-def newest_complete(output_root: str | Path, stage: str, data: str | None = None) -> Run | None:
-    """The newest finished run of a stage, of the same data if there is one."""
+def newest_complete(
+    output_root: str | Path,
+    stage: str | Sequence[str],
+    data: str | None = None,
+    *,
+    suits: Callable[[Run], bool] = lambda run: True,
+) -> Run | None:
+    """The newest finished run of a stage, or of one of several, of the same data if there is one."""
+    stages = (stage,) if isinstance(stage, str) else stage
     done = [
         r
         for r in all_runs(output_root)
-        if r.state == "complete" and r.info.get("stage") == stage and r.last_checkpoint()
+        if r.state == "complete" and r.info.get("stage") in stages and r.last_checkpoint() and suits(r)
     ]
     done.sort(key=lambda r: r.info.get("finished", 0.0))
     same = [r for r in done if r.info.get("data") == data]
     return (same or done or [None])[-1]
 
 
-def find(output_root: str | Path, wanted: str, *, key: str, stage: str | None = None) -> Run:
+def find(output_root: str | Path, wanted: str, *, key: str, stage: str | Sequence[str] | None = None) -> Run:
     """A run by folder, by name, or by a part of its name that only one run has; it must hold a complete checkpoint."""
     runs = {run.name: run for run in all_runs(output_root)}
+    stages = (stage,) if isinstance(stage, str) else stage
     candidates = [Run(Path(wanted))] if (Path(wanted) / "run.json").exists() else []
     candidates = candidates or ([runs[wanted]] if wanted in runs else [r for n, r in runs.items() if wanted in n])
     if len(candidates) != 1:
         what = "several runs match" if candidates else "there is no such run"
         known = [run.name for run in candidates] or list(runs) or f"nothing: no runs in {output_root}"
-        remedy = suggest(wanted, runs) or f"train one with stage={stage or '<stage>'}, or give the path of a run folder"
+        remedy = (
+            suggest(wanted, runs)
+            or f"train one with stage={stages[0] if stages else '<stage>'}, or give the path of a run folder"
+        )
         raise RunError(what, key=key, got=wanted, allowed=known, remedy=remedy)
     run = candidates[0]
-    if stage is not None and run.info.get("stage") != stage:
+    if stages is not None and run.info.get("stage") not in stages:
         raise RunError(
-            "this run is of another stage", key=key, got=f"{run.name} (stage={run.info.get('stage')})", allowed=stage
-        )
+            "this run is of another stage", key=key, got=f"{run.name} (stage={run.info.get('stage')})",
+            allowed=" or ".join(stages),
+        )  # fmt: skip
     if run.last_checkpoint() is None:
         remedy = "continue it with its own command, or choose another"
         raise RunError("this run holds no complete checkpoint", key=key, got=run.name, remedy=remedy)

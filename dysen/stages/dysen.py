@@ -1,0 +1,153 @@
+"""stage=dysen: the video model goes on training on the scene graphs that a planner made of its captions (the paper's step 3).
+
+In sampling nobody has the true graphs. So from step to step more of the clips come with planned ones, with all their mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dysen.condition import SceneGraphCondition
+from dysen.planning_corpus import PlannedGraphs
+from vdm.autoencoder.base import VideoAutoencoder
+from vdm.bounds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.conditions.base import Condition
+from vdm.diffusion.noise import generator_for
+from vdm.diffusion.objective import Objective
+from vdm.errors import ConfigError, DataError
+from vdm.stages.diffusion import DiffusionStage, Previews
+from vdm.types import VideoBatch
+
+ENOUGH = 64  # clips without a plan, and not one with: these are plans of other clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedShare:
+    """The share of clips that come with planned graphs: a straight line over the first `steps`, then `end`."""
+
+    start: Fraction
+    end: Fraction
+    steps: PositiveInt
+
+    def at(self, step: int) -> float:
+        return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
+
+
+class DysenStage(DiffusionStage):
+    """A clip that has no plan of its caption keeps its gold graphs, and is counted.
+
+    Args:
+        planned: what `python -m dysen.plan` wrote for the training split.
+        share: how many clips come with it.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        planned: PlannedGraphs,
+        share: PlannedShare,
+        autoencoder: VideoAutoencoder,
+        backbone: nn.Module,
+        objective: Objective,
+        conditions: Mapping[str, Condition],
+        joint_drop_prob: Fraction,
+        joint_keep_prob: Fraction,
+        noise_levels: PositiveInt,
+        cached: str | None,
+        previews: Previews,
+        conditions_lr: PositiveFloat | None,
+        optimizer: Callable[[Iterable], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        grad_clip: PositiveFloat | None,
+        accumulate: PositiveInt,
+        max_skipped: PositiveInt,
+        seed: NonNegativeInt,
+    ):
+        super().__init__(
+            name=name,
+            autoencoder=autoencoder,
+            backbone=backbone,
+            objective=objective,
+            conditions=conditions,
+            joint_drop_prob=joint_drop_prob,
+            joint_keep_prob=joint_keep_prob,
+            noise_levels=noise_levels,
+            cached=cached,
+            previews=previews,
+            conditions_lr=conditions_lr,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            grad_clip=grad_clip,
+            accumulate=accumulate,
+            max_skipped=max_skipped,
+            seed=seed,
+        )
+        heard = [member for member in conditions.values() if isinstance(member, SceneGraphCondition)]
+        if not heard:
+            remedy = "start from a run of stage=vdm condition=[text,scene_graph]: init.vdm=<run>"
+            raise ConfigError("this model hears no scene graphs", key="condition", got=list(conditions), remedy=remedy)
+        self.planned, self.share, self.heard = planned, share, heard[0]
+        self.asked = 0  # clips that were to come with a planned graph, on this rank
+        self.without_plan = 0  # of these
+
+    def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
+        batch, share = self.with_plans(batch)
+        counts = {"planned_share": share, "without_plan": self.without_plan / max(self.asked, 1)}
+        return super().losses(batch) | {name: torch.tensor(value, device=self.device) for name, value in counts.items()}
+
+    def with_plans(self, batch: VideoBatch) -> tuple[VideoBatch, float]:
+        """The batch with planned graphs in the place of some gold ones, and their share of it."""
+        reads, times, keys = self.heard.reads, self.heard.times, batch["key"]
+        extras = dict(batch.get("extras", {}))
+        # Under the names of the gold ones, as only they are placed by the times of frames; the ticks of a plan are its own.
+        told = {name: list(extras[name]) for name in (reads, times) if name in extras}
+        told.setdefault(reads, [None] * len(keys))
+        found = 0
+        for position, (key, caption) in enumerate(zip(keys, batch["caption"], strict=True)):
+            if not self.is_planned(key):
+                continue
+            self.asked += 1
+            row = self.planned.get(key, caption)
+            if row is None or row["scene_graphs"] is None:
+                self.without_plan += 1
+                self._some_are_found()
+                continue
+            found += 1
+            told[reads][position] = row["scene_graphs"]
+            if times in told:
+                told[times][position] = None
+        return batch | {"extras": extras | told}, found / len(keys)
+
+    def is_planned(self, key: str) -> bool:
+        """Drawn for (seed, step, key): whatever else is in the batch, on any rank and after a resume."""
+        draw = torch.rand((), generator=generator_for(key, self.seed, "planned", self.step), dtype=torch.float64)
+        return draw.item() < self.share.at(self.step)
+
+    def _some_are_found(self) -> None:
+        if self.without_plan == self.asked == ENOUGH:
+            remedy = (
+                "plan the captions of this split (python -m dysen.plan data=<data> split=train), or name their folder"
+            )
+            got = f"{self.planned.folder}, with {len(self.planned):,} clips"
+            raise DataError(
+                f"none of the first {ENOUGH} clips has a plan of its caption here",
+                key="stage.planned.folder",
+                got=got,
+                remedy=remedy,
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["stage"] |= {"asked": self.asked, "without_plan": self.without_plan}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.asked, self.without_plan = (checkpoint["stage"][name] for name in ("asked", "without_plan"))
