@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +34,18 @@ PACKAGES = {
     "features": ("dysen.icl.features.", "vdm.conditions.encoders."),
     "condition": ("vdm.conditions.", "dysen.condition.", "dysen.graph_encoder.", "dysen.labels."),
 }
+VIDEO_MODEL = ("autoencoder", "backbone", "objective", "condition")  # of these groups it is made
 
 
-def chosen_run(output_root: str | Path, wanted: Any, *, stage: str, any_stage: bool = False) -> Run:
-    """The run that is named, or the newest complete one of a stage."""
+def chosen_run(output_root: str | Path, wanted: Any, *, stage: str | Sequence[str], any_stage: bool = False) -> Run:
+    """The run that is named, or the newest complete one of a stage, or of one of several."""
     if wanted is not None:
         return runs.find(output_root, str(wanted), key="run", stage=None if any_stage else stage)
     run = runs.newest_complete(output_root, stage)
     if run is None:
-        remedy = f"train one (python train.py stage={stage}) or name one with run=<run>"
-        raise RunError(f"there is no complete {stage} run", key="run", got=str(output_root), remedy=remedy)
+        first = stage if isinstance(stage, str) else stage[0]
+        remedy = f"train one (python train.py stage={first}) or name one with run=<run>"
+        raise RunError(f"there is no complete {first} run", key="run", got=str(output_root), remedy=remedy)
     return run
 
 

@@ -34,7 +34,7 @@ def export(cfg: DictConfig) -> Path:
     run = restore.chosen_run(asked["paths"]["output_root"], asked["run"], stage=STAGE)
     folder = _checkpoint(run, asked["step"])
     log.info("exporting %s, %s", run.name, folder.name)
-    settings = restore.settings_of(run, needs=restore.PACKAGES)
+    settings = restore.settings_of(run, needs=restore.VIDEO_MODEL)
     model = TextToVideo.of_run(run, folder, averaged=asked["ema"], device=torch.device("cpu"), precision=None)
     to = Path(str(asked["to"])).absolute()
     partial = to.with_name(f".{to.name}.partial-{os.getpid()}")

@@ -42,8 +42,8 @@ def is_possible(
 
 def run_can_be_held(*, output_root: str, run: str | int | None) -> None:
     chosen = restore.chosen_run(output_root, run, stage=STAGE)
-    settings = restore.settings_of(chosen, needs=restore.PACKAGES)
-    for name in restore.PACKAGES:
+    settings = restore.settings_of(chosen, needs=restore.VIDEO_MODEL)
+    for name in restore.VIDEO_MODEL:
         restore.checked(settings, name, chosen)
     fits_diffusers(settings)
 

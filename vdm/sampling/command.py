@@ -27,14 +27,15 @@ from vdm.errors import ConfigError, RunError, UserError
 from vdm.runs import Run
 from vdm.sampling import files
 from vdm.sampling.model import TextToVideo, free_memory, is_out_of_memory
-from vdm.sampling.request import STAGE, Order, orders, parse_size, read_signal, share
+from vdm.sampling.planning import PLANNED, PlannedPrompt, planner_facts, plans_of, write_plan
+from vdm.sampling.request import STAGES, Order, orders, parse_size, read_signal, share
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 USUAL_FPS = 8.0  # where a run was trained on clips of any rate
 SIGNALS = ("scene_graph",)  # keys of conf/sample.yaml that name a file, each for the condition of this name
-ONLY_WHERE_GIVEN = (*SIGNALS, "guidance_scene_graph")  # in records and names of folders, which stay as they were
+ONLY_WHERE_GIVEN = (*SIGNALS, "guidance_scene_graph", "planner", "ablate")  # so that older records stay as they were
 DECIDES_THE_FILE = ("format", "crf", "pixel_format")
 
 
@@ -54,7 +55,7 @@ def sample(cfg: DictConfig) -> list[Path]:
 
 
 def _sample(asked: dict[str, Any], rank: int) -> list[Path]:
-    run = restore.chosen_run(asked["paths"]["output_root"], asked["run"], stage=STAGE)
+    run = restore.chosen_run(asked["paths"]["output_root"], asked["run"], stage=STAGES)
     folder = _checkpoint(run, asked["step"])
     if rank == 0:
         unfinished = "" if run.state == "complete" else f" ({run.state}: not trained to its end)"
@@ -70,27 +71,35 @@ def _sample(asked: dict[str, Any], rank: int) -> list[Path]:
     if len(todo) < len(waiting):
         log.info("%d of %d are there already", len(waiting) - len(todo), len(waiting))
     if todo:
+        plans = plans_of([order.prompt for order in todo], asked["prompt_planner"]) if "planner" in facts else {}
         model = TextToVideo.of_run(run, folder, averaged=asked["ema"], device=device, precision=PRECISIONS[precision])
         _check_signals(facts, model)
-        if rank == 0 and (unsaid := sorted(set(model.conditions.names) - set(model.heard) - set(_signals(facts)))):
+        if rank == 0 and (unsaid := sorted(set(model.conditions.names) - set(model.heard) - set(_said(facts)))):
             log.warning("nothing is said to these conditions of the model: %s", ", ".join(unsaid))
         if rank == 0 and not model.heard:
             log.warning("this model hears no text: every prompt gives samples of everything it knows")
-        _make_all(model, todo, asked, facts, output, rank)
+        _make_all(model, todo, plans, asked, facts, output, rank)
     if rank == 0:
         log.info("%d samples in %s", len(everything), output)
     return mine
 
 
 def _make_all(
-    model: TextToVideo, todo: list[Order], asked: dict[str, Any], facts: dict[str, Any], output: Path, rank: int
+    model: TextToVideo,
+    todo: list[Order],
+    plans: dict[str, PlannedPrompt],
+    asked: dict[str, Any],
+    facts: dict[str, Any],
+    output: Path,
+    rank: int,
 ) -> None:
     shape = model.latent_shape(facts["frames"], *facts["size"])
     guidance = _guidance(model, facts)
     model.say_instead(None if asked["negative_prompt"] is None else str(asked["negative_prompt"]))
     if asked["tiling"] is not None:
         model.decode_in_tiles(Tiling(**asked["tiling"]))
-    signals = _signals(facts)
+    of_all = _signals(facts)
+    signals = {order.prompt: plans[order.prompt].signals if plans else of_all for order in todo}
     record = facts | {
         "encoders": model.conditions.fingerprint(),
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
@@ -118,7 +127,11 @@ def _make_all(
                 log.warning("out of memory: going on with %s", said)
                 continue
             for order, latent in zip(batch, latents, strict=True):
-                _write(order, _decoded(model, latent), asked, record, output)
+                plan = plans.get(order.prompt)
+                if plan is not None:
+                    write_plan(plan, order.prompt, output, order.name)
+                own = {} if plan is None else plan.record
+                _write(order, _decoded(model, latent), asked, record | own, output)
             todo = todo[len(batch) :]
 
 
@@ -141,7 +154,7 @@ def _latents(
         fps=facts["fps"],
         sampler=sampler,
         guidance=guidance,
-        extras=[signals] * len(batch),
+        extras=[signals[order.prompt] for order in batch],
         batched=batched,
         callback=lambda *, step, num_steps, latent, clean: advance(len(batch), step, num_steps),
     )
@@ -150,7 +163,7 @@ def _latents(
 def _guidance(model: TextToVideo, facts: dict[str, Any]) -> Guidance:
     """One scale for all that is said, or another one for what is said besides the text."""
     how = {"rescale": facts["guidance_rescale"], "interval": tuple(facts["guidance_interval"])}
-    said = tuple(_signals(facts))
+    said = _said(facts)
     if "guidance_scene_graph" not in facts:
         return classifier_free((*model.heard, *said), facts["guidance"], **how)
     return instruct_pix2pix(model.heard, said, facts["guidance"], facts["guidance_scene_graph"], **how)
@@ -159,6 +172,11 @@ def _guidance(model: TextToVideo, facts: dict[str, Any]) -> Guidance:
 def _signals(facts: dict[str, Any]) -> dict[str, Any]:
     """What is said besides the text, by condition."""
     return {name: facts[name] for name in SIGNALS if name in facts}
+
+
+def _said(facts: dict[str, Any]) -> tuple[str, ...]:
+    """The conditions besides the text to which something is said."""
+    return (PLANNED,) if "planner" in facts else tuple(_signals(facts))
 
 
 def _check_signals(facts: dict[str, Any], model: TextToVideo) -> None:
@@ -188,7 +206,7 @@ def _decoded(model: TextToVideo, latent: Tensor) -> Tensor:
 
 def _facts(asked: dict[str, Any], run: Run, folder: Path, precision: str) -> dict[str, Any]:
     """Everything that decides a sample, besides its prompt and key."""
-    settings = restore.settings_of(run, needs=restore.PACKAGES)
+    settings = restore.settings_of(run, needs=restore.VIDEO_MODEL)
     clip, store = (_part(settings, "data", part) for part in ("clip", "store"))
     size = parse_size(asked["size"]) if asked["size"] is not None else (clip.get("height"), clip.get("width"))
     frames = asked["frames"] or clip.get("frames")
@@ -202,7 +220,8 @@ def _facts(asked: dict[str, Any], run: Run, folder: Path, precision: str) -> dic
     stored = checkpoint.read_manifest(folder)["files"]
     kinds = ("weights", "ema") if asked["ema"] else ("weights",)
     said = {name: read_signal(asked[name], name) for name in SIGNALS if asked[name] is not None}
-    if asked["guidance_scene_graph"] is not None:
+    said |= planner_facts(asked, run, settings["condition"] or {})
+    if asked["guidance_scene_graph"] is not None and (PLANNED in said or "planner" in said):
         said["guidance_scene_graph"] = float(asked["guidance_scene_graph"])
     networks = {name: fact["sha256"] for name, fact in stored.items() if name.split("/")[0] in kinds}
     return {
@@ -247,7 +266,8 @@ def _is_done(order: Order, output: Path, facts: dict[str, Any], overwrite: bool)
         record = {}
     wanted = _named(order) | _deciding(facts)
     other = [name for name, value in wanted.items() if record.get(name) != value]
-    other += [name for name in ONLY_WHERE_GIVEN if name in record and name not in wanted]
+    made_here = SIGNALS if "planner" in wanted else ()  # graphs that the planner made
+    other += [n for n in ONLY_WHERE_GIVEN if n in record and n not in wanted and n not in made_here]
     if not other:
         return (output / f"{order.name}.{facts['format']}").exists()
     raise RunError(
@@ -291,7 +311,7 @@ def _command(record: dict[str, Any], beside: Path) -> str:
     same = ("seed", "guidance", "guidance_rescale", "guidance_interval", "negative_prompt", "frames", "fps", "ema")
     choices |= {name: record[name] for name in (*same, "tiling", "precision", *DECIDES_THE_FILE)}
     choices |= {name: beside.absolute() for name in _signals(record)}
-    choices |= {name: record[name] for name in set(ONLY_WHERE_GIVEN) - set(SIGNALS) if name in record}
+    choices |= {name: record[name] for name in ("guidance_scene_graph",) if name in record}
     choices |= {"size": "x".join(map(str, record["size"])), "output": "again"}
     words = [f"{name}={_for_hydra(value)}" for name, value in choices.items()]
     return shlex.join(["python", "sample.py", *words])

@@ -64,8 +64,8 @@ class TextToVideo:
         cls, run: Run, folder: Path, *, averaged: bool, device: torch.device, precision: torch.dtype | None
     ) -> TextToVideo:
         """From one checkpoint of a run. Nothing outside the packages of the networks is built."""
-        settings = restore.settings_of(run, needs=restore.PACKAGES)
-        nodes = {name: restore.checked(settings, name, run) for name in restore.PACKAGES}
+        settings = restore.settings_of(run, needs=restore.VIDEO_MODEL)
+        nodes = {name: restore.checked(settings, name, run) for name in restore.VIDEO_MODEL}
         autoencoder, backbone = (instantiate(nodes[name], _convert_="all") for name in ("autoencoder", "backbone"))
         members = {name: instantiate(node, _convert_="all") for name, node in nodes["condition"].items()}
         conditions = ConditionSet(members=members, joint_drop_prob=0.0, joint_keep_prob=0.0)

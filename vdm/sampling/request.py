@@ -17,7 +17,7 @@ from vdm import restore
 from vdm.bounds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.errors import ConfigError, DataError
 
-STAGE = "vdm"
+STAGES = ("vdm", "dysen")  # those that train a video model
 KEY = re.compile(r"[A-Za-z0-9_-]{1,120}")
 LONGEST_NAME = 160  # bytes; file systems take 255, and something is added while a file is written
 SLOWEST, FASTEST = 0.1, 240.0
@@ -158,6 +158,8 @@ def is_possible(
     guidance_interval: list[Fraction],
     scene_graph: str | None,
     guidance_scene_graph: NonNegativeFloat | None,
+    plan: bool,
+    ablate: Literal["dysen", "imagination", "window", "policy"] | None,
     frames: PositiveInt | None,
     size: str | int | None,
     fps: PositiveFloat | None,
@@ -178,8 +180,14 @@ def is_possible(
         got = "neither" if prompt is None else "both"
         remedy = 'prompt="..." for one, prompts=<file> for many'
         raise ConfigError("what is to be shown?", key="prompt, prompts", got=got, allowed="one of them", remedy=remedy)
-    if guidance_scene_graph is not None and scene_graph is None:
-        remedy = "give one with scene_graph=<file>, or leave guidance_scene_graph at null"
+    if ablate is not None and (not plan or scene_graph is not None):
+        got = f"{ablate}, with plan=false" if not plan else f"{ablate}, with scene_graph={scene_graph}"
+        remedy = "set plan=true and leave out scene_graph, or leave out ablate"
+        raise ConfigError(
+            "a part can be taken away from plans that are made here", key="ablate", got=got, remedy=remedy
+        )
+    if guidance_scene_graph is not None and scene_graph is None and not plan:
+        remedy = "give one with scene_graph=<file>, make one with plan=true, or leave guidance_scene_graph at null"
         raise ConfigError("there is no scene graph to point towards", key="scene_graph", got="null", remedy=remedy)
     if not (math.isfinite(guidance) and guidance >= 0):
         allowed = "a number >= 0: 0 ignores the prompt, 1 is the plain model, 5 to 15 is usual"
@@ -228,4 +236,4 @@ def signals_are_there(*, scene_graph: str | None) -> None:
 
 
 def run_is_there(*, output_root: str, run: str | int | None) -> None:
-    restore.chosen_run(output_root, run, stage=STAGE)
+    restore.chosen_run(output_root, run, stage=STAGES)
