@@ -15,8 +15,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from vdm import checkpoint, config, restore, runs
+from vdm import checkpoint, config, lineage, restore, runs
 from vdm.diffusion.guidance import classifier_free
+from vdm.errors import RunError
+from vdm.evaluation.graphs import GRAPHS, GraphsOfClips
 from vdm.runs import Run
 from vdm.sampling import files
 from vdm.sampling.model import TextToVideo
@@ -32,18 +34,24 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     settings = restore.settings_of(run)
     protocol = instantiate(cfg.protocol)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = run.folder / "evaluation" / cfg.protocol.name
+    folder, graphs = run.folder / "evaluation" / cfg.protocol.name, None
     if "samples" in protocol.needs:
-        subject = _maker(run, OmegaConf.to_container(cfg.protocol, resolve=True), protocol, device, folder)
+        model = TextToVideo.of_run(run, run.last_checkpoint(), averaged=True, device=device, precision=None)
+        graphs = _graphs(cfg, settings, protocol, model)
+        if GRAPHS in model.conditions.names and protocol.graphs != "gold":
+            folder = folder.with_name(f"{folder.name}-{protocol.graphs}")
+        subject = _maker(run, OmegaConf.to_container(cfg.protocol, resolve=True), protocol, model, graphs, folder)
     else:
         subject = {name: restore.load_network(run, settings, name).to(device) for name in protocol.needs}
     metrics = {name: instantiate(node, _convert_="all") for name, node in cfg.metric.items()}
     originals = {
         name: instantiate(cfg.metric[name], _convert_="all") for name, m in metrics.items() if hasattr(m, "judge")
     }
-    reads = sorted({m.reads for m in metrics.values() if hasattr(m, "reads")})
+    reads = sorted({m.reads for m in metrics.values() if hasattr(m, "reads")} | set(graphs.reads if graphs else ()))
     data = _data(cfg, settings, reads)
     numbers = protocol.run(subject, _batches(data, device), metrics, originals, folder)
+    if graphs is not None and graphs.plans is not None:
+        numbers["without_plan"] = graphs.without
     result = {
         "protocol": OmegaConf.to_container(cfg.protocol, resolve=True),
         "run": run.name,
@@ -62,14 +70,42 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     return numbers
 
 
+def _graphs(cfg: DictConfig, settings: dict[str, Any], protocol: Any, model: TextToVideo) -> GraphsOfClips | None:
+    """What the model hears besides captions, if it hears graphs and shall."""
+    hears = GRAPHS in model.conditions.names
+    if protocol.graphs == "planned" and not hears:
+        raise RunError("this model hears no scene graphs", key="protocol.graphs", got="planned",
+                       allowed="gold: nothing is said", remedy="leave it out, or name another run")  # fmt: skip
+    if not hears or protocol.graphs == "none":
+        return None
+    plans = None
+    if protocol.graphs == "planned":
+        data, split, folder = settings["data"]["name"], cfg.protocol.split, str(cfg.protocol.plans.folder)
+        if folder == "auto":
+            folder = str(
+                lineage.newest_plans(f"{cfg.paths.data_root}/{data}", data, split, key="protocol.plans.folder")
+            )
+        lineage.plans_are_there(folder=folder, data=data, split=split, key="protocol.plans.folder")
+        log.info("scene graphs are those of %s", folder)
+        plans = protocol.plans(folder=folder)
+    return GraphsOfClips(condition=model.conditions.members[GRAPHS], source=protocol.graphs, plans=plans)
+
+
 def _maker(
-    run: Run, settings: dict[str, Any], protocol: Any, device: torch.device, folder: Path
+    run: Run,
+    settings: dict[str, Any],
+    protocol: Any,
+    model: TextToVideo,
+    graphs: GraphsOfClips | None,
+    folder: Path,
 ) -> Callable[[VideoBatch], Tensor]:
     """Samples for a batch, b 3 T H W in uint8. Each is kept in `folder`, so that a stopped evaluation goes on."""
     last = run.last_checkpoint()
-    model = TextToVideo.of_run(run, last, averaged=True, device=device, precision=None)
     guidance = classifier_free(
-        model.heard, protocol.guidance, rescale=protocol.guidance_rescale, interval=protocol.guidance_interval
+        (*model.heard, *([] if graphs is None else [GRAPHS])),
+        protocol.guidance,
+        rescale=protocol.guidance_rescale,
+        interval=protocol.guidance_interval,
     )
     deciding = {
         name: settings[name] for name in ("sampler", "seed", *(n for n in settings if n.startswith("guidance")))
@@ -78,11 +114,13 @@ def _maker(
     text = json.dumps([deciding, weights, model.conditions.fingerprint()], sort_keys=True)
     kept = folder / "samples" / hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def place(key: str, caption: str) -> Path:
-        return kept / f"{key}-{hashlib.sha256(caption.encode()).hexdigest()[:8]}.npz"
+    def place(key: str, caption: str, said: dict[str, Any]) -> Path:
+        text = caption if not said else json.dumps([caption, said], sort_keys=True, default=str)
+        return kept / f"{key}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.npz"
 
     def make(batch: VideoBatch) -> Tensor:
-        places = [place(key, caption) for key, caption in zip(batch["key"], batch["caption"], strict=True)]
+        said = [{}] * len(batch["key"]) if graphs is None else graphs.of(batch)
+        places = [place(*one) for one in zip(batch["key"], batch["caption"], said, strict=True)]
         todo = [position for position, path in enumerate(places) if not path.exists()]
         if todo:
             size = batch["video"].shape[2:]
@@ -94,6 +132,7 @@ def _maker(
                 fps=float(batch["fps"][todo[0]]),
                 sampler=protocol.sampler,
                 guidance=guidance,
+                extras=[said[i] for i in todo],
             )
             for position, latent in zip(todo, latents, strict=True):
                 frames, fps = model.frames(latent).numpy(), float(batch["fps"][position])

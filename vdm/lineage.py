@@ -74,22 +74,26 @@ def _name_run(cfg: DictConfig, key: str, stage: str) -> None:
 
 
 def _name_plans(cfg: DictConfig) -> None:
-    """The newest plans of the training split that are finished and no trial."""
+    """Plans of the training split."""
     key, split = "stage.planned.folder", str(cfg.data.train_split)
-    own, folder = _own_record(cfg), Path(str(cfg.data.root)) / split / "plans"
+    own = _own_record(cfg)
     recorded = OmegaConf.select(OmegaConf.create(own), key) if own is not None else None
     if recorded is None:
-        done = sorted(folder.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
-        whole = [path.parent for path in done if _is_whole(path.parent)]
-        if not whole:
-            remedy = (
-                f"make them: python -m dysen.plan data={cfg.data.name} split={split}; or name a folder: {key}=<folder>"
-            )
-            raise RunError(f"stage={cfg.stage.name} trains on planned scene graphs, and there are none of this split",
-                           key=key, got=f"auto, in {folder}", remedy=remedy)  # fmt: skip
-        recorded = str(whole[-1])
+        recorded = str(newest_plans(str(cfg.data.root), str(cfg.data.name), split, key=key))
         log.info("%s: the newest plans of this split are %s", key, recorded)
     OmegaConf.update(cfg, key, recorded)
+
+
+def newest_plans(root: str, data: str, split: str, *, key: str) -> Path:
+    """Of those of a split that are finished and no trial."""
+    folder = Path(root) / split / "plans"
+    done = sorted(folder.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
+    whole = [path.parent for path in done if _is_whole(path.parent)]
+    if not whole:
+        remedy = f"make them: python -m dysen.plan data={data} split={split}; or name a folder: {key}=<folder>"
+        raise RunError("this takes planned scene graphs, and there are none of this split", key=key,
+                       got=f"auto, in {folder}", remedy=remedy)  # fmt: skip
+    return whole[-1]
 
 
 def _is_whole(plans: Path) -> bool:
@@ -257,8 +261,8 @@ def parents_exist(*, output_root: str, init: Mapping[str, Any]) -> None:
             runs.find(output_root, str(wanted), key=f"init.{network}")
 
 
-def plans_are_there(*, folder: str, data: str, split: str) -> None:
+def plans_are_there(*, folder: str, data: str, split: str, key: str) -> None:
     """A folder of plans that somebody named; `auto` has been replaced by one before."""
     if folder != "auto" and not any(Path(folder).glob("*.jsonl")):
-        raise DataError("no plans in this folder", key="stage.planned.folder", got=folder,
+        raise DataError("no plans in this folder", key=key, got=folder,
                         remedy=f"make some: python -m dysen.plan data={data} split={split} output={folder}")  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -27,7 +28,9 @@ class Generation:
         self,
         *,
         name: str,
-        stage: str,
+        stage: str | Sequence[str],
+        graphs: Literal["gold", "planned", "none"],
+        plans: Callable[..., object],
         split: str,
         clips: PositiveInt,
         sampler: Callable[..., Tensor],
@@ -39,6 +42,7 @@ class Generation:
         scale: PositiveInt,
     ):
         self.name, self.stage, self.split, self.clips = name, stage, split, clips
+        self.graphs, self.plans = graphs, plans
         self.sampler, self.guidance, self.guidance_rescale = sampler, guidance, guidance_rescale
         self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
         self.seed, self.shown, self.scale = seed, shown, scale
