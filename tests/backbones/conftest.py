@@ -28,6 +28,7 @@ SMALL = {
     "temporal_max_distance": 4,
     "temporal_in_heads": 2,
     "temporal_in_head_width": 4,
+    "coordinates": 0,
     "checkpoint_levels": [],
     "compile": False,
 }

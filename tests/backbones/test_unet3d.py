@@ -6,6 +6,7 @@ import torch
 from tests.backbones.conftest import SMALL, randomise
 from vdm.backbones.unet3d import UNet3D
 from vdm.errors import ConfigError
+from vdm.layers.embeddings import place_embedding
 from vdm.types import Controls, Tokens
 
 VARIANTS = {
@@ -16,6 +17,7 @@ VARIANTS = {
     "scale_shift": {"time_conditioning": "scale_shift"},
     "deep": {"multipliers": [1, 1, 2], "blocks": 2, "depth": 2, "attention_levels": [0, 2]},
     "one_level": {"multipliers": [2], "attention_levels": []},
+    "coordinates": {"coordinates": 3},
 }
 
 
@@ -51,6 +53,18 @@ def test_permuting_a_batch_permutes_its_samples(build, timestep, text, latent):
     out = network(latent, timestep, text)
     torch.testing.assert_close(network(latent[swap], timestep[swap], text[swap]), out[swap], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(network(latent[:1], timestep[:1], text[:1]), out[:1], rtol=1e-12, atol=1e-12)
+
+
+def test_coordinates_tell_places_apart_at_any_size(build, timestep):
+    network = build(coordinates=3, temporal_in_heads=0)
+    still = torch.zeros(2, 3, 4, 8, 8)
+    told = network(still, timestep)
+    network.place_in.weight.data.zero_()
+    assert (told - network(still, timestep)).abs().max() > 0.1 * told.std()
+    assert network(torch.zeros(2, 3, 6, 4, 12), timestep).isfinite().all()
+    places = place_embedding(2, 3, 5, 4, like=still)
+    assert places.shape == (2, 3, 5, 12)
+    assert len(places.flatten(0, 2).unique(dim=0)) == 2 * 3 * 5, "no two places are told the same"
 
 
 def test_a_fresh_network_predicts_nothing_and_frames_are_independent(latent, timestep):

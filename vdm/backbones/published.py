@@ -28,6 +28,7 @@ FIXED = {
     "temporal_attention": "separate",
     "temporal_position": "none",
     "temporal_in_heads": 8,
+    "coordinates": 0,
 }
 
 

@@ -21,7 +21,7 @@ from vdm.backbones.cells import Cell, CellSettings, check_sizes
 from vdm.bounds import Fraction, NonNegativeInt, PositiveInt
 from vdm.errors import ConfigError
 from vdm.layers.attention import Sight, sight
-from vdm.layers.embeddings import TimestepEmbedding
+from vdm.layers.embeddings import TimestepEmbedding, place_embedding
 from vdm.layers.lean import norm_conv
 from vdm.layers.resnet import Downsample, Upsample
 from vdm.layers.transformer import TemporalTransformer, repeated, zero_initialised
@@ -85,6 +85,7 @@ class UNet3D(nn.Module):
         temporal_max_distance: PositiveInt,
         temporal_in_heads: NonNegativeInt,
         temporal_in_head_width: PositiveInt,
+        coordinates: NonNegativeInt,
         checkpoint_levels: Sequence[int],
         compile: bool,
         streams: Mapping[str, int] | None = None,
@@ -117,6 +118,8 @@ class UNet3D(nn.Module):
         )
         self.time_embedding = TimestepEmbedding(width=channels, hidden=4 * channels)
         self.conv_in = nn.Conv2d(latent_channels, channels, 3, padding=1)
+        self.coordinates = coordinates
+        self.place_in = zero_initialised(nn.Linear(3 * coordinates, channels, bias=False)) if coordinates else None
         self.temporal_in: TemporalTransformer | None = None
         if temporal_in_heads:
             self.temporal_in = TemporalTransformer(
@@ -214,6 +217,8 @@ class UNet3D(nn.Module):
             embedding = repeated(embedding, count) + prepared.embed
         embedding = F.silu(embedding).to(dtype)  # b e
         x = _conv_frames(self.conv_in, x.to(dtype))  # b t h w c
+        if self.place_in is not None:
+            x = x + self.place_in(place_embedding(t, h, w, self.coordinates, like=x))
         if prepared.concat is not None:
             x = repeated(x, count) + _fitting(prepared.concat, x).to(dtype)
         if prepared.embed is not None:

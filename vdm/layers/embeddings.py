@@ -1,4 +1,4 @@
-"""Timestep embedding: sines and cosines of the noise level (Vaswani et al., 2017), then a small network."""
+"""Where in a clip a position is, and how noisy it is: sines and cosines (Vaswani et al., 2017), then a small network."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ def sinusoidal_embedding(timestep: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(MAX_PERIOD) * exponent)
     angles = timestep.float()[:, None] * frequencies  # b w/2
     return torch.cat([angles.cos(), angles.sin()], dim=-1)  # b w
+
+
+def place_embedding(frames: int, height: int, width: int, waves: int, *, like: Tensor) -> Tensor:
+    """For each axis `waves` cosines of the place in [0, 1], half a period and more: `t h w 3*waves`."""
+    number = torch.arange(1, waves + 1, device=like.device, dtype=torch.float32)
+    axes = []
+    for axis, size in enumerate((frames, height, width)):
+        place = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) / size
+        cosines = torch.cos(math.pi * place[:, None] * number)  # size waves
+        shape = [1, 1, 1, waves]
+        shape[axis] = size
+        axes.append(cosines.view(shape).expand(frames, height, width, waves))
+    return torch.cat(axes, dim=-1).to(like.dtype)
 
 
 class TimestepEmbedding(nn.Module):
