@@ -68,6 +68,8 @@ def _one(cfg: DictConfig) -> None:
         )
         raise DataError(what, key="video", got=", ".join(counted) or None)
     content = {"caption": str(cfg.caption), **parsed.to_json(), "source": task.parser.name}
+    if parsed.plan is None:
+        del content["plan"]
     drawing = place.with_suffix(f".{cfg.drawing}")
     try:
         write_atomically(place, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

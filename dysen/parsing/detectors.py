@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dysen.names import shorten
 from dysen.parsing.coco import COCO
 from dysen.parsing.frames import Box, Seen
 from vdm.bounds import Fraction, NonNegativeInt, PositiveInt
@@ -205,8 +206,11 @@ class Torchvision:
         try:
             import torch
             from torchvision.models import detection, get_model, get_model_weights, list_models
-        except ImportError as error:
-            raise ConfigError("detector=torchvision needs torchvision", key="detector", got=str(error).splitlines()[0],
+            from torchvision.ops import boxes
+
+            boxes.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # fails where torchvision was made for another torch
+        except (ImportError, RuntimeError) as error:
+            raise ConfigError("detector=torchvision needs torchvision", key="detector", got=shorten(str(error)),
                               remedy="install the torchvision that fits torch") from None  # fmt: skip
         known = list_models(module=detection)
         if model not in known:
@@ -216,9 +220,10 @@ class Torchvision:
         self.labels = {i: name for i, name in enumerate(categories) if name not in ("__background__", "N/A")}
         self.keep = _kept(keep, self.labels)
         self._torch, self._device = torch, device
-        self._net = get_model(model, weights=None, weights_backbone=None, num_classes=len(categories))
         try:
-            self._net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self._net = get_model(model, weights=None, weights_backbone=None, num_classes=len(categories))
+            self._net.load_state_dict(state)
         except Exception as error:  # pickle, zip and torch all raise their own
             raise ConfigError("these are not the weights of this detector", key="detector.weights, detector.model",
                               got=f"{weights}, {model}: {str(error).strip().splitlines()[0]}") from error  # fmt: skip

@@ -78,9 +78,10 @@ class Merging:
                 if link.subject in names and (link.object is None or link.object in names):
                     _mark(links, link, at, length)
         held = {key: _closed(found, self.max_gap) & present[key[0]] for key, found in attributes.items()}
-        links = {link: self._smoothed(link, found, present) for link, found in links.items()}
+        smooth = {link: self._smoothed(link, found, present) for link, found in links.items()}
+        smooth = {link: (flags, links[link]) for link, flags in smooth.items() if flags.any()}
         ticks = np.array(frame_ticks(length, min(self.ticks or length, length, 256)))
-        dsg = self._graphs(names, ticks, present, held, {link: found for link, found in links.items() if found.any()})
+        dsg = self._graphs(names, ticks, present, held, smooth)
         boxes = {names[track]: _between(seen[track], present[track]) for track in names}
         return Parsed(dsg, _plan(dsg), boxes)
 
@@ -115,7 +116,7 @@ class Merging:
         ticks: np.ndarray,
         present: dict[Track, np.ndarray],
         attributes: dict[tuple[Track, str], np.ndarray],
-        links: dict[Link, np.ndarray],
+        links: dict[Link, tuple[np.ndarray, np.ndarray]],
     ) -> DynamicSceneGraph:
         graphs = []
         for tick in range(int(ticks[-1]) + 1):
@@ -128,7 +129,8 @@ class Merging:
             for (track, attribute), flags in attributes.items():
                 if track in objects and holds(flags) and len(objects[track]) < MAX_ATTRIBUTES:
                     objects[track].append(attribute)
-            said = [link for link, flags in links.items() if holds(flags)]
+            votes = {link: int(raw[inside].sum()) for link, (flags, raw) in links.items() if holds(flags)}
+            said = _without_rivals(votes)
             said.sort(key=lambda link: not link.is_action)
             triplets = [(_triplet(link, names), link) for link in said][:MAX_TRIPLETS]
             graphs.append(
@@ -143,6 +145,16 @@ class Merging:
                 )
             )
         return DynamicSceneGraph(tuple(graphs))
+
+
+def _without_rivals(votes: dict[Link, int]) -> list[Link]:
+    """Of actions that begin with the same word, such as moving left and moving up left, the one seen most often."""
+    best: dict[tuple[Track, Track | None, str], Link] = {}
+    for link, count in votes.items():
+        kind = (link.subject, link.object, link.predicate.partition(" ")[0])
+        if link.is_action and (kind not in best or count > votes[best[kind]]):
+            best[kind] = link
+    return [link for link in votes if not link.is_action or link in best.values()]
 
 
 def _name(text: str) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from dysen.parsing.detectors import Detector
-from dysen.parsing.frames import FrameGraph, Link, Seen
+from dysen.parsing.frames import FrameGraph, Link, Seen, iou
 from dysen.parsing.relations import Relations
 from dysen.parsing.tracking import Tracker
 from dysen.scene_graph import DynamicSceneGraph
+from vdm.bounds import Fraction
 
 
 class ShapesTruth:
@@ -59,18 +60,19 @@ class Detection:
         detector: finds things in a picture.
         tracker: joins them over time.
         relations: reads their boxes.
+        same: overlap from which two detections in one frame are one thing, whatever their labels; the better one stays.
     """
 
     name, needs_video = "detector", True
 
-    def __init__(self, *, detector: Detector, tracker: Tracker, relations: Relations):
-        self.detector, self.tracker, self.relations = detector, tracker, relations
+    def __init__(self, *, detector: Detector, tracker: Tracker, relations: Relations, same: Fraction):
+        self.detector, self.tracker, self.relations, self.same = detector, tracker, relations, same
 
     def parse(
         self, video: np.ndarray | None, caption: str, fps: float, extras: dict[str, Any]
     ) -> list[FrameGraph] | None:
         assert video is not None, "this parser reads pixels"
-        found = self.tracker.track([self.detector.detect(frame) for frame in video])
+        found = self.tracker.track([self._distinct(self.detector.detect(frame)) for frame in video])
         return self.relations.link(found, video.shape[1:3], fps)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -79,4 +81,12 @@ class Detection:
             "detector": self.detector.fingerprint(),
             "tracker": asdict(self.tracker),
             "relations": asdict(self.relations),
+            "same": self.same,
         }
+
+    def _distinct(self, found: list[Seen]) -> list[Seen]:
+        kept: list[Seen] = []
+        for seen in sorted(found, key=lambda seen: -seen.score):
+            if seen.box is not None and all(iou(seen.box, other.box) < self.same for other in kept):
+                kept.append(seen)
+        return kept

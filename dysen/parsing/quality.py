@@ -64,7 +64,7 @@ class Quality:
         assert len(parsed.dsg) == len(truth.dsg), "both have the same ticks"
         for given, wanted in zip(parsed.dsg, truth.dsg, strict=True):
             for kind in ("actions", "relations"):
-                right = {self._plain(t, {}) for t in getattr(wanted, kind)}
+                right = {self._plain(t, None) for t in getattr(wanted, kind)}
                 said = {self._plain(t, names) for t in getattr(given, kind)}
                 for word, triplets in (("true", right), ("found", said), ("right", right & said)):
                     for _, predicate, _ in triplets:
@@ -75,13 +75,13 @@ class Quality:
                     counts["attributes found"] += len(entry.attributes)
                     counts["attributes right"] += len(set(entry.attributes) & attributes.get(names[entry.name], set()))
 
-    def _plain(self, triplet: Triplet, names: dict[str, str]) -> tuple[str, str, str | None]:
-        """One wording of what can be said in two; an object that was not found keeps a name that nobody has."""
-        predicate = self.same_as.get(triplet.predicate, triplet.predicate)
+    def _plain(self, triplet: Triplet, names: Mapping[str, str] | None) -> tuple[str, str, str | None]:
+        """One wording of what can be said in two. `names` None: of the truth; else who is not in it is nobody's namesake."""
         subject, target = triplet.subject, triplet.object
-        if names or predicate != triplet.predicate:
-            subject = names.get(subject, subject)
-            target = None if target is None else names.get(target, target)
+        if names is not None:
+            subject = names.get(subject, f"not true: {subject}")
+            target = None if target is None else names.get(target, f"not true: {target}")
+        predicate = self.same_as.get(triplet.predicate, triplet.predicate)
         if predicate in INVERSE:
             return str(target), INVERSE[predicate], subject
         if predicate in SYMMETRIC and target is not None:

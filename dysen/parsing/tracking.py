@@ -64,6 +64,7 @@ class Tracker:
         patience: frames that a thing may be lost.
         num_hits: detections that make a track; shorter ones are left out.
         momentum: how much of the old velocity is kept.
+        relabel: overlap from which a detection with another label is the same thing; 1: never.
     """
 
     overlap: Fraction
@@ -71,6 +72,7 @@ class Tracker:
     patience: NonNegativeInt
     num_hits: PositiveInt
     momentum: Fraction
+    relabel: Fraction
 
     def track(self, frames: Sequence[Sequence[Seen]]) -> list[list[Seen]]:
         """The same detections, with tracks."""
@@ -96,11 +98,13 @@ class Tracker:
         return [[seen for seen in frame if hits[seen.track] >= self.num_hits] for frame in out]
 
     def _cost(self, trail: _Trail, seen: Seen) -> float:
-        if trail.label != seen.label or seen.box is None:
+        if seen.box is None:
             return _FORBIDDEN
         steps = trail.missed + 1
         box = _moved(trail.box, trail.velocity, steps)
         shared = max(iou(box, seen.box), iou(trail.box, seen.box))
+        if trail.label != seen.label:
+            return 2 - shared if shared >= self.relabel and self.relabel < 1 else _FORBIDDEN
         gap = min(_distance(box, seen.box), _distance(trail.box, seen.box))
         size = max(area(trail.box), area(seen.box)) ** 0.5
         if shared < max(self.overlap, 1e-9) and gap > self.reach * size * steps:
