@@ -54,6 +54,9 @@ class PromptPlanner:
         if imagination is None:
             raise ConfigError("nothing is imagined, so there is nothing to take away", key="ablate", got=ablate,
                               remedy="set planner=default or planner=fast, or leave out ablate")  # fmt: skip
+        if ablate == "window" and imagination.calls == "batched":
+            raise ConfigError("all scenes are imagined at once, and look at no window", key="ablate", got=ablate,
+                              remedy="set planner=default, or leave out ablate")  # fmt: skip
         self.planner.imagination = None if ablate == "imagination" else replace(imagination, window=0)
 
 

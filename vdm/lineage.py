@@ -116,7 +116,12 @@ def _follow(cfg: DictConfig) -> None:
         raise RunError("this run hears no scene graphs", key="init.vdm", got=parent.name,
                        remedy=f"train a parent that does: {_with_graphs(cfg)}; or leave out init.vdm")  # fmt: skip
     name = parent.name if wanted == "auto" else wanted
-    kept = {key: OmegaConf.select(cfg, key) for key in _given() if key.split(".")[0] in FOLLOWED}
+    given = [key for key in _given() if key.split(".")[0] in FOLLOWED or key == "data.extras"]
+    for key in given:
+        if key in FOLLOWED or key.startswith("scene_encoder."):
+            raise ConfigError(f"this is as in the parent {name}", key=key,
+                              remedy="leave it out, or name another parent with init.vdm=<run>")  # fmt: skip
+    kept = {key: OmegaConf.select(cfg, key) for key in given}
     with open_dict(cfg):
         cfg.init.vdm = name
         for network in STAGE_OF:
@@ -125,9 +130,6 @@ def _follow(cfg: DictConfig) -> None:
                                   got=cfg.init[network], remedy=f"leave it out, and name their run: init.vdm={name}")  # fmt: skip
             cfg.init[network] = name
         for group in FOLLOWED:
-            if group in kept:
-                raise ConfigError(f"this is as in the parent {name}", key=group, got=kept[group],
-                                  remedy="leave it out, or name another parent with init.vdm=<run>")  # fmt: skip
             cfg[group] = record.get(group)
         if cfg.autoencoder.get("pretrained") is not None:
             cfg.autoencoder.pretrained = None  # the run has weights of its own

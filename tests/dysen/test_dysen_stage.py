@@ -247,7 +247,8 @@ def test_what_the_command_says_of_the_parents_networks(world, monkeypatch):
     lineage.adopt(cfg)
     assert cfg.condition.scene_graph.drop_prob == 0.25
     assert cfg.condition.scene_graph.encoder.width == 16
-    monkeypatch.setattr(lineage, "_given", lambda: ["backbone"])
-    with pytest.raises(ConfigError, match="this is as in the parent parent"):
-        lineage.adopt(composed(*DYSEN, *places, "backbone=small"))
+    for key, override in (("backbone", "backbone=small"), ("scene_encoder.width", "scene_encoder.width=32")):
+        monkeypatch.setattr(lineage, "_given", [key].copy)
+        with pytest.raises(ConfigError, match="this is as in the parent parent"):
+            lineage.adopt(composed(*DYSEN, *places, override))
     assert not GlobalHydra.instance().is_initialized()

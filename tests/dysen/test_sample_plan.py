@@ -152,6 +152,7 @@ def test_a_prompt_without_a_plan_says_nothing(root, told):
         (("ablate=window",), "ablate", "from plans that are made here"),
         (("plan=true", "ablate=policy"), "ablate", "no demonstrations are chosen"),
         (("plan=true", "ablate=window", "planner=plain"), "ablate", "nothing is imagined"),
+        (("plan=true", "ablate=window", "planner=fast"), "ablate", "look at no window"),
         (("plan=true", "selector=random", "pool=absent.jsonl"), "pool", "no pool of demonstrations"),
         (("plan=perhaps",), "plan", "cannot take this value"),
     ],

@@ -19,7 +19,17 @@ from vdm.sampling import files
 log = logging.getLogger(__name__)
 
 PLANNED = "scene_graph"  # the condition that plans speak to
-NOT_DECIDING = ("output_root", "folder")  # where runs and answers are kept
+# Where a planner finds things, and how fast it is.
+NOT_DECIDING = (
+    "output_root",
+    "folder",
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "timeout",
+    "max_wait",
+    "batch_tokens",
+)
 
 
 class PlannedPrompt(Protocol):
