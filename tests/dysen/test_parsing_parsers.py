@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import sys
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -90,6 +92,38 @@ def test_a_detector_without_its_weights_says_so(tmp_path):
         OpenCV(weights=str(tmp_path / "junk.pb"), **OPENCV)
     with pytest.raises(ConfigError, match="knows no such class"):
         OpenCV(weights=str(tmp_path / "junk.pb"), **OPENCV | {"keep": ["unicorn"]})
+
+
+def test_rows_of_an_ssd_become_boxes_inside_the_picture(tmp_path, monkeypatch):
+    """OpenCV is optional: a stand-in answers what the network would."""
+    rows = [[0, 1, 0.9, 0.1, 0.2, 0.5, 1.2], [0, 3, 0.8, 0.5, 0.0, 1.0, 0.5], [0, 1, 0.3, 0.0, 0.0, 1.0, 1.0],
+            [0, 12, 0.9, 0.0, 0.0, 1.0, 1.0], [0, 18, 0.9, 1.1, 0.0, 1.3, 1.0]]  # fmt: skip
+    asked = {}
+
+    class Net:
+        def setInput(self, blob):
+            asked["blob"] = blob
+
+        def forward(self):
+            return np.array(rows, np.float32)[None, None]
+
+    def blob_of(frame, scale, size, mean, swapRB):
+        return frame.shape, scale, size, mean, swapRB
+
+    dnn = types.SimpleNamespace(readNet=lambda *files: asked.update(files=files) or Net(), blobFromImage=blob_of)
+    stand_in = types.SimpleNamespace(dnn=dnn, setNumThreads=lambda n: None, error=ValueError)
+    monkeypatch.setitem(sys.modules, "cv2", stand_in)
+    for name in ("net.pb", "net.pbtxt"):
+        (tmp_path / name).write_bytes(b"x")
+    settings = OPENCV | {"config": str(tmp_path / "net.pbtxt")}
+    detector = OpenCV(weights=str(tmp_path / "net.pb"), **settings)
+    found = detector.detect(np.zeros((50, 100, 3), np.uint8))
+    assert [seen.label for seen in found] == ["person", "car"]  # the others: doubtful, no class, outside
+    np.testing.assert_allclose(found[0].box, (10, 10, 50, 50), rtol=1e-5)
+    assert asked["files"] == (str(tmp_path / "net.pb"), str(tmp_path / "net.pbtxt"))
+    assert asked["blob"][4] is False, "frames are RGB already"
+    only = OpenCV(weights=str(tmp_path / "net.pb"), **settings | {"keep": ["car"]})
+    assert [seen.label for seen in only.detect(np.zeros((50, 100, 3), np.uint8))] == ["car"]
 
 
 def test_a_detector_of_torchvision_from_a_file(tmp_path, monkeypatch):
