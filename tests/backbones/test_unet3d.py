@@ -63,7 +63,7 @@ def test_coordinates_tell_places_apart_at_any_size(build, timestep):
     assert (told - network(still, timestep)).abs().max() > 0.1 * told.std()
     assert network(torch.zeros(2, 3, 6, 4, 12), timestep).isfinite().all()
     places = place_embedding(2, 3, 5, 4, like=still)
-    assert places.shape == (2, 3, 5, 12)
+    assert places.shape == (2, 3, 5, 124)
     assert len(places.flatten(0, 2).unique(dim=0)) == 2 * 3 * 5, "no two places are told the same"
 
 

@@ -119,7 +119,9 @@ class UNet3D(nn.Module):
         self.time_embedding = TimestepEmbedding(width=channels, hidden=4 * channels)
         self.conv_in = nn.Conv2d(latent_channels, channels, 3, padding=1)
         self.coordinates = coordinates
-        self.place_in = zero_initialised(nn.Linear(3 * coordinates, channels, bias=False)) if coordinates else None
+        self.place_in: nn.Linear | None = None
+        if coordinates:
+            self.place_in = zero_initialised(nn.Linear((coordinates + 1) ** 3 - 1, channels, bias=False))
         self.temporal_in: TemporalTransformer | None = None
         if temporal_in_heads:
             self.temporal_in = TemporalTransformer(

@@ -20,16 +20,17 @@ def sinusoidal_embedding(timestep: Tensor, width: int) -> Tensor:
 
 
 def place_embedding(frames: int, height: int, width: int, waves: int, *, like: Tensor) -> Tensor:
-    """For each axis `waves` cosines of the place in [0, 1], half a period and more: `t h w 3*waves`."""
-    number = torch.arange(1, waves + 1, device=like.device, dtype=torch.float32)
-    axes = []
-    for axis, size in enumerate((frames, height, width)):
+    """Products of cosines along the three axes, up to `waves` half periods each: `t h w (waves + 1)^3 - 1`.
+
+    Products, so that a place that moves with time is a sum of them.
+    """
+    number = torch.arange(waves + 1, device=like.device, dtype=torch.float32)
+    along = []
+    for size in (frames, height, width):
         place = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) / size
-        cosines = torch.cos(math.pi * place[:, None] * number)  # size waves
-        shape = [1, 1, 1, waves]
-        shape[axis] = size
-        axes.append(cosines.view(shape).expand(frames, height, width, waves))
-    return torch.cat(axes, dim=-1).to(like.dtype)
+        along.append(torch.cos(math.pi * place[:, None] * number))  # size waves+1
+    products = torch.einsum("ta,hb,wc->thwabc", *along).flatten(3)
+    return products[..., 1:].to(like.dtype)  # the first is 1 everywhere
 
 
 class TimestepEmbedding(nn.Module):
