@@ -17,7 +17,8 @@ echo "== 2. stage=autoencoder: clips to latents and back"
 "$PYTHON" train.py experiment=quickstart "${PATHS[@]}"
 "$PYTHON" evaluate.py protocol=reconstruction run=quickstart-autoencoder "${PATHS[@]}"
 
-echo "== 3. stage=vdm: captions to latents"
+echo "== 3. stage=vdm: captions to latents, which are encoded once"
+"$PYTHON" -m data.precompute data=shapes_calm "run=$OUTPUTS/quickstart-autoencoder" "${PATHS[@]}"
 # Two processes of one thread each: layers this small gain nothing from a second thread.
 OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node=2 train.py experiment=quickstart_vdm \
   trainer=ddp trainer.accelerator=cpu trainer.devices=2 trainer.strategy=ddp trainer.precision=32-true data.batch_size=8 \
