@@ -80,6 +80,7 @@ def build(model: str, *, share_prefix: bool, given: argparse.Namespace) -> Trans
     return TransformersModel(
         model=model, device="auto", dtype=given.dtype, max_tokens=given.max_tokens, temperature=0.0, seed=0,
         constrained=True, chat=None, batch_tokens=given.batch_tokens, share_prefix=share_prefix,
+        adapter=None, output_root="",
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class Outcome:
     gold_dsg: DynamicSceneGraph | None = None
     dsg: DynamicSceneGraph | None = None
     video: Tensor | None = None  # 3 T H W, the true one
+    key: str = ""  # of the caption
+    extras: Mapping[str, Any] = field(default_factory=dict)  # what else is known of it
 
 
 class RewardTerm(ABC):

@@ -243,6 +243,16 @@ def feed_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> Tensor:
     return logits
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A token that was drawn: after how many tokens of its answer, which, out of which, and how probable it was."""
+
+    position: int
+    token: int  # the constraint may have taken another one in its place, so that the answer ends in time
+    allowed: np.ndarray | None  # a bit for each output of the model; None: any
+    log_prob: float
+
+
 @dataclass
 class Writing:
     """One answer as it grows. `random` is its own, so that it does not depend on what is written beside it."""
@@ -253,6 +263,7 @@ class Writing:
     tokens: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)  # the last of the tokens, which the model has not read yet
     is_done: bool = False
+    choices: list[Choice] | None = None  # kept where somebody wants to know
 
     def add(self, token: int, max_tokens: int, *, forced: bool, is_over: Callable[[Sequence[int]], bool]) -> None:
         """Takes a token and, if wanted, what has to follow it."""
@@ -298,10 +309,10 @@ def write(
 
 def _choose(logits: Tensor, rows: Sequence[Writing], schemas: Schemas | None, temperature: float) -> list[int]:
     """A token for each row."""
-    logits = logits.float()
+    logits, masks = logits.float(), None
     if schemas is not None:
-        allowed = torch.from_numpy(schemas.masks([answer.constraint for answer in rows])).to(logits.device)
-        logits = logits.masked_fill(~allowed, -torch.inf)
+        masks = schemas.masks([answer.constraint for answer in rows])
+        logits = logits.masked_fill(~torch.from_numpy(masks).to(logits.device), -torch.inf)
     if temperature == 0:
         best, chosen = logits.max(-1)
     else:
@@ -312,4 +323,18 @@ def _choose(logits: Tensor, rows: Sequence[Writing], schemas: Schemas | None, te
     if not best.isfinite().all():
         remedy = "load it in another dtype (float16 overflows in many models), or check its weights"
         raise RunError("the language model's outputs are not numbers", key="llm.dtype", remedy=remedy)
+    _keep_choices(logits, rows, chosen, masks, temperature)
     return chosen.tolist()
+
+
+def _keep_choices(
+    logits: Tensor, rows: Sequence[Writing], chosen: Tensor, masks: np.ndarray | None, temperature: float
+) -> None:
+    """Notes what was drawn, for those who want to know."""
+    if temperature == 0 or all(answer.choices is None for answer in rows):
+        return
+    log_probs = (logits / temperature).log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
+    for row, (answer, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+        if answer.choices is not None:
+            allowed = None if masks is None else np.packbits(masks[row], bitorder="little")
+            answer.choices.append(Choice(len(answer.tokens), token, allowed, log_probs[row]))

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from dysen.llm.base import Answer, LanguageModel
 from dysen.llm.batching import Group, batches, group
 from vdm.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
 from vdm.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from dysen.llm.generation import Prefix, Writing
+    from dysen.llm.log_probs import Drawn
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ class TransformersModel(LanguageModel):
         chat: whether prompts go through the tokenizer's chat template; null: where it has one.
         batch_tokens: tokens of all rows of a batch, prompts beyond the common beginning and answers.
         share_prefix: false reads each prompt whole, for comparisons.
+        adapter: a LoRA for these weights: a run of stage=planner planner.tune=grpo, or a folder that peft wrote.
+        output_root: where runs are.
     """
 
     def __init__(
@@ -57,11 +63,14 @@ class TransformersModel(LanguageModel):
         chat: bool | None,
         batch_tokens: PositiveInt,
         share_prefix: bool,
+        adapter: str | None,
+        output_root: str,
     ):
         self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
         self.batch_tokens = batch_tokens
         self.tokenizer, self.model = load(Path(model), device, dtype)
         self._generation = importlib.import_module("dysen.llm.generation")
+        self._log_probs = importlib.import_module("dysen.llm.log_probs")
         self.chat = _chat(self.tokenizer, chat)
         added = self.tokenizer.added_tokens_decoder.values()
         self._special = [token.content for token in added if token.special and len(token.content) > 1]
@@ -82,7 +91,12 @@ class TransformersModel(LanguageModel):
         if share_prefix and not self.shares:
             log.info("%s: its attention cannot share a prefix; every prompt is read whole", Path(model).name)
         self._prefixes: list[Any] = []
-        self._identity = {"model": Path(model).name, "weights": digest(Path(model))}
+        self.name, self.weights = Path(model).name, digest(Path(model))
+        self._identity = {"model": self.name, "weights": self.weights}
+        if adapter is not None:
+            from dysen.llm.adapter import put_in
+
+            self._identity["adapter"] = put_in(self.model, adapter, base=self.weights, output_root=output_root)
 
     def fingerprint(self) -> dict[str, Any]:
         return self._identity | {
@@ -95,8 +109,20 @@ class TransformersModel(LanguageModel):
         }
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        return [answer for answer, _ in self._answered(questions, self.temperature, self.seed, is_kept=False)]
+
+    def draw(
+        self, questions: Sequence[Question], *, temperature: float, seed: int
+    ) -> list[tuple[Answer, Drawn | None]]:
+        """Answers with what their log-probabilities need; None where there is no answer, or nothing was drawn."""
+        return self._answered(questions, temperature, seed, is_kept=temperature > 0)
+
+    def _answered(
+        self, questions: Sequence[Question], temperature: float, seed: int, *, is_kept: bool
+    ) -> list[tuple[Answer, Drawn | None]]:
         prompts: list[list[int]] = []
         answers: list[Answer | None] = []
+        drawn: list[Drawn | None] = [None] * len(questions)
         num_cut = 0
         for question in questions:
             ids, dropped = self._fitting(question.prompt)
@@ -108,7 +134,7 @@ class TransformersModel(LanguageModel):
         if num_cut:
             log.warning("%d of %d prompts lost their first demonstrations: too long", num_cut, len(questions))
         ready = [i for i, answer in enumerate(answers) if answer is None]
-        random = self._generators(questions)
+        random = _generators(questions, seed)
         together = group([prompts[i] for i in ready]) if self.shares else [Group(0, tuple(range(len(ready))))]
         for part in together:
             members = [ready[i] for i in part.members]
@@ -116,14 +142,23 @@ class TransformersModel(LanguageModel):
             common = 0 if prefix is None else len(prefix.ids)
             own = {i: prompts[i][common:] for i in members}
             for batch in batches(own, self.max_tokens, self.batch_tokens):
-                texts = self._write([own[i] for i in batch], [questions[i] for i in batch],
-                                    [random[i] for i in batch], prefix)  # fmt: skip
-                for i, (text, count) in zip(batch, texts, strict=True):
-                    answers[i] = Answer(text, len(prompts[i]), count)
-        return answers
+                written = [
+                    self._generation.Writing(own[i], self.schemas and self.schemas.constraint(questions[i].reply),
+                                             random[i], choices=[] if is_kept else None)
+                    for i in batch
+                ]  # fmt: skip
+                self._write(written, prefix, temperature)
+                for i, one in zip(batch, written, strict=True):
+                    answers[i] = Answer(self._text(one.tokens), len(prompts[i]), len(one.tokens))
+                    drawn[i] = self._log_probs.drawn(prompts[i], one) if is_kept else None
+        return list(zip(answers, drawn, strict=True))
+
+    def forget(self) -> None:
+        """What was read of prompts; to be called when weights have changed."""
+        self._prefixes.clear()
 
     def close(self) -> None:
-        self._prefixes.clear()
+        self.forget()
 
     def encode(self, prompt: str) -> list[int]:
         """The tokens the model reads."""
@@ -161,23 +196,16 @@ class TransformersModel(LanguageModel):
         self._prefixes = [*(kept for kept in self._prefixes if kept is not best), best][-KEPT_PREFIXES:]
         return best
 
-    def _write(
-        self, prompts: list[list[int]], questions: list[Question], random: list[np.random.Generator], prefix: Any
-    ) -> list[tuple[str, int]]:
+    def _write(self, answers: list[Writing], prefix: Prefix | None, temperature: float) -> None:
         generation = self._generation
-        rows, longest = len(prompts), max(map(len, prompts))
+        rows, longest = len(answers), max(len(answer.prompt) for answer in answers)
         if self.shares:
             capacity = longest + self.max_tokens
             decoder = generation.SharedDecoder(self.model, rows=rows, capacity=capacity, prefix=prefix)
         else:
             decoder = generation.PlainDecoder(self.model, rows=rows)
-        answers = [
-            generation.Writing(ids, self.schemas and self.schemas.constraint(question.reply), drawn)
-            for ids, question, drawn in zip(prompts, questions, random, strict=True)
-        ]
         generation.write(decoder, answers, schemas=self.schemas, max_tokens=self.max_tokens,
-                         temperature=self.temperature, is_over=self._is_over)  # fmt: skip
-        return [(self._text(answer.tokens), len(answer.tokens)) for answer in answers]
+                         temperature=temperature, is_over=self._is_over)  # fmt: skip
 
     def _is_over(self, tokens: Sequence[int]) -> bool:
         return tokens[-1] in self.stop_tokens or BLANK_LINE in self._decode(tokens[-6:]).lstrip("\n")
@@ -191,17 +219,6 @@ class TransformersModel(LanguageModel):
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def _generators(self, questions: Sequence[Question]) -> list[np.random.Generator]:
-        """One for each question: the same for the same prompt in any batch, another where it is asked again in one."""
-        seen: dict[tuple[str, str], int] = {}
-        found = []
-        for question in questions:
-            key = (question.prompt, question.reply.__name__)
-            seen[key] = seen.get(key, 0) + 1
-            name = json.dumps([self.seed, seen[key], *key])
-            found.append(np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16])))
-        return found
 
 
 def load(path: Path, device: str, dtype: str) -> tuple[Any, Any]:
@@ -262,6 +279,18 @@ def digest(path: Path) -> str:
                 stream.seek(sample * (size - 2**16) // 63)
                 found.update(stream.read(2**16))
     return found.hexdigest()[:16]
+
+
+def _generators(questions: Sequence[Question], seed: int) -> list[np.random.Generator]:
+    """One for each question: the same for the same prompt in any batch, another where it is asked again in one."""
+    seen: dict[tuple[str, str], int] = {}
+    found = []
+    for question in questions:
+        key = (question.prompt, question.reply.__name__)
+        seen[key] = seen.get(key, 0) + 1
+        name = json.dumps([seed, seen[key], *key])
+        found.append(np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16])))
+    return found
 
 
 def _chat(tokenizer: Any, wanted: bool | None) -> bool:

@@ -14,7 +14,8 @@ from dysen.icl.reinforce import MovingBaseline, RunningMean
 from dysen.icl.rewards import PlanReliability, TripletRecall
 from dysen.llm.base import Answer, LanguageModel
 from dysen.planner import Planner
-from dysen.stages.planner import PlannerStage, pool_of
+from dysen.stages.planner import PlannerStage
+from dysen.stages.planning import pool_of
 from dysen.text_form import plan_to_text
 from dysen.tiny.model import read_prompt
 from vdm.errors import ConfigError, DataError

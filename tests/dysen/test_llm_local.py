@@ -39,7 +39,8 @@ def folder(tmp_path_factory):
 
 def build(folder, **settings):
     defaults = {"device": "cpu", "dtype": "float32", "max_tokens": 64, "temperature": 0.0, "seed": 0, "constrained": True,
-                "chat": None, "batch_tokens": 4096, "share_prefix": True}  # fmt: skip
+                "chat": None, "batch_tokens": 4096, "share_prefix": True,
+                "adapter": None, "output_root": ""}  # fmt: skip
     return TransformersModel(model=str(folder), **defaults | settings)
 
 

@@ -31,7 +31,8 @@ KEY = "sk-do-not-tell"
 def local(tmp_path_factory):
     folder = save(tmp_path_factory.mktemp("language_model"))
     return TransformersModel(model=folder, device="cpu", dtype="float32", max_tokens=48, temperature=0.0, seed=0,
-                             constrained=True, chat=None, batch_tokens=4096, share_prefix=True)  # fmt: skip
+                             constrained=True, chat=None, batch_tokens=4096, share_prefix=True,
+                             adapter=None, output_root="")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

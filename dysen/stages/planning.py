@@ -1,0 +1,115 @@
+"""What the two ways of stage=planner share: plans are compared with the truth, rewarded, and counted by epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dysen.action_plan import Plan
+from dysen.demonstrations import Demonstration, Pool
+from dysen.icl.reinforce import RunningMean
+from dysen.icl.rewards import Outcome, RewardTerm, is_exact, order_accuracy, plan_f1, rewards
+from dysen.planner import Planned
+from dysen.scene_graph import DynamicSceneGraph
+from vdm.bounds import PositiveFloat, PositiveInt
+from vdm.errors import ConfigError
+from vdm.stages.base import Stage
+
+
+class PlanningStage(Stage):
+    """Batches bring `caption` and, as extras, the true `plan`; where they have them, `scene_graphs` and the `video` serve as
+    truths of their terms.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        terms: Mapping[str, RewardTerm | None],
+        optimizer: Callable[[Iterable], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        grad_clip: PositiveFloat | None,
+        accumulate: PositiveInt,
+        max_skipped: PositiveInt,
+        seed: int,
+    ):
+        super().__init__(
+            name=name,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            grad_clip=grad_clip,
+            accumulate=accumulate,
+            max_skipped=max_skipped,
+            seed=seed,
+        )
+        self.terms = {key: term for key, term in terms.items() if term is not None}
+        if not sum(term.weight for term in self.terms.values()) > 0:
+            remedy = "give one of them a weight, such as stage.terms.reliability.weight=1"
+            raise ConfigError("no reward has a weight", key="stage.terms", got=sorted(self.terms), remedy=remedy)
+        self.epoch = RunningMean()
+
+    def outcomes(self, batch: dict[str, Any], planned: Sequence[Planned], *, is_imagined: bool) -> list[Outcome]:
+        """Plans of the captions of a batch beside the truth; where there are more plans than captions, a caption's own
+        stand together.
+        """
+        times = len(planned) // len(batch["caption"])
+        extras, nothing = batch["extras"], [None] * len(batch["caption"])
+        graphs, videos = extras.get("scene_graphs") or nothing, batch.get("video", nothing)
+        truths = [
+            truth for truth in zip(extras["plan"], graphs, videos, batch["key"], strict=True) for _ in range(times)
+        ]
+        return [
+            Outcome(
+                caption=one.caption,
+                gold=Plan.from_json(plan),
+                plan=one.plan,
+                gold_dsg=None if graph is None else DynamicSceneGraph.from_json(graph),
+                dsg=one.dsg if is_imagined else None,
+                video=video,
+                key=key,
+                extras={name: values[i // times] for name, values in extras.items()},
+            )
+            for i, (one, (plan, graph, video, key)) in enumerate(zip(planned, truths, strict=True))
+        ]
+
+    def rewarded(self, outcomes: Sequence[Outcome]) -> tuple[Tensor, dict[str, Tensor]]:
+        """b: the reward, and each of its terms."""
+        total, parts = rewards(self.terms, outcomes)
+        return self.numbers(total), {name: self.numbers(values) for name, values in parts.items()}
+
+    def measured(self, outcomes: Sequence[Outcome]) -> dict[str, Tensor]:
+        """b each: reward, terms and metrics; `loss` is what is missing to the full reward."""
+        total, parts = self.rewarded(outcomes)
+        metrics = {"exact": is_exact, "f1": plan_f1, "order": order_accuracy}
+        found = {key: self.numbers([score(o.plan, o.gold) for o in outcomes]) for key, score in metrics.items()}
+        return {"loss": 1 - total, "reward": total} | parts | found
+
+    def compared(self, name: str, measure: Callable[[dict[str, Any]], dict[str, Tensor]]) -> None:
+        """Reports what is measured on the validation captions under `val/<name>_`."""
+        found: dict[str, list[Tensor]] = {}
+        for batch in self.batches(self.trainer.datamodule.val_dataloader()):
+            for key, values in measure(batch).items():
+                found.setdefault(key, []).append(values)
+        self.report({f"val/{name}_{key}": torch.cat(values).mean() for key, values in found.items()})
+
+    def note_epoch(self, reward: Tensor) -> None:
+        """The mean reward of each pass over the training captions, where they end. One number for each caption."""
+        self.epoch.add(reward)
+        source = getattr(getattr(self.trainer, "datamodule", None), "source", None)
+        size = source.sizes["train"] if source is not None else None
+        if size and int(self.epoch.count) * self.trainer.world_size >= size:
+            self.report({"epoch/reward": self.epoch.value})
+            self.epoch.clear()
+
+    def numbers(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+
+def pool_of(*, source: Any) -> Pool:
+    """The candidates of a source of captions, `source.pool()`."""
+    return tuple(Demonstration.from_json(one) for one in source.pool())
