@@ -96,7 +96,7 @@ class Tokens:
 class Controls:
     """Everything a backbone is told besides the noisy latent and the timestep. `+` combines two conditions."""
 
-    embed: Tensor | None = None  # b e, added to the timestep embedding
+    embed: Tensor | None = None  # b e, or b t e: for each frame its own; added to the timestep embedding
     concat: Tensor | None = None  # b k t h w, joined to the latent channels
     tokens: dict[str, Tokens] = field(default_factory=dict)  # by stream
 
@@ -109,7 +109,8 @@ class Controls:
         tokens = dict(self.tokens)
         for stream, added in other.tokens.items():
             tokens[stream] = tokens[stream] + added if stream in tokens else added
-        return Controls(_sum(self.embed, other.embed), _sum(self.concat, other.concat), tokens)
+        embed = _sum(*_alike([self.embed, other.embed]))
+        return Controls(embed, _sum(self.concat, other.concat), tokens)
 
     def __getitem__(self, index: Any) -> Controls:
         """Some samples of the batch: a slice, or a tensor of indices."""
@@ -131,7 +132,7 @@ class Controls:
             expected = (first.embed is None, first.concat is None, set(first.tokens))
             assert doors == expected, f"controls with other doors cannot share a batch: {doors}, {expected}"
         return Controls(
-            None if first.embed is None else torch.cat([part.embed for part in parts]),
+            None if first.embed is None else torch.cat(_alike([part.embed for part in parts])),
             None if first.concat is None else torch.cat([part.concat for part in parts]),
             {stream: Tokens.cat([part.tokens[stream] for part in parts]) for stream in first.tokens},
         )
@@ -142,6 +143,15 @@ class Controls:
             None if self.concat is None else change(self.concat),
             {stream: change_tokens(tokens) for stream, tokens in self.tokens.items()},
         )
+
+
+def _alike(embeds: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Where some are told frame by frame, all are."""
+    frames = max((embed.shape[1] for embed in embeds if embed is not None and embed.dim() == 3), default=0)
+    if not frames:
+        return list(embeds)
+    spread = [e if e is None or e.dim() == 3 else e[:, None] for e in embeds]
+    return [e if e is None else e.expand(-1, frames, -1) for e in spread]
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -16,6 +16,7 @@ from data.shapes.script import (
     ROTATABLE,
     SHADES,
     SHAPES,
+    SIZES,
     TEXTURES,
     Background,
     Event,
@@ -53,9 +54,10 @@ def check(settings: ScriptSettings) -> None:
     if not 1 <= settings.min_things <= settings.max_things <= 3:
         got = f"{settings.min_things} to {settings.max_things}"
         raise ConfigError("number of things out of range", key="max_things", got=got, allowed="1 <= min <= max <= 3")
-    unknown = sorted(set(settings.shades) - set(SHADES))
-    if unknown or not settings.shades:
-        raise ConfigError("no such ground", key="data.source.shades", got=unknown, allowed=list(SHADES))
+    for name, given, known in (("shades", settings.shades, SHADES), ("sizes", settings.sizes, SIZES)):
+        if not given or set(given) - set(known):
+            what = f"{name} that the world does not have"
+            raise ConfigError(what, key=f"data.source.{name}", got=list(given), allowed=list(known))
     if not 0 <= settings.scatter <= 1:
         raise ConfigError("a share of the room", key="data.source.scatter", got=settings.scatter, allowed="0 to 1")
     if settings.ticks < 4:
@@ -84,10 +86,10 @@ def sample_script(seed: int, index: int, settings: ScriptSettings, split: str = 
     draws = _draw_once(rng, settings)
     for _ in range(TIMELINES):
         chances = Chances(rng)
-        events = draw_timeline(chances, draws.num_things, draws.num_events, settings.ticks)
+        events = draw_timeline(chances, draws.num_things, draws.num_events, settings.ticks, settings.rests)
         if events is None:
             continue
-        things = _cast(chances, events, draws.num_things, settings.ticks, split == "heldout")
+        things = _cast(chances, events, draws.num_things, settings, split == "heldout")
         if things is None:
             continue
         for _ in range(STAGINGS):
@@ -117,18 +119,19 @@ def _draw_once(rng: np.random.Generator, settings: ScriptSettings) -> _Draws:
 
 
 def _cast(
-    chances: Chances, events: tuple[Event, ...], num_things: int, ticks: int, heldout: bool
+    chances: Chances, events: tuple[Event, ...], num_things: int, settings: ScriptSettings, heldout: bool
 ) -> tuple[Thing, ...] | None:
     """Colours, shapes and sizes for a timeline, on the asked side of the held-out border."""
+    sizes = {size: SIZES_OF[num_things][size] for size in settings.sizes}
     turning = {e.agent for e in events if e.action == "rotate"}
     for _ in range(CASTS):
         colours = chances.shuffled(COLOURS)[:num_things]
         shapes = [chances.choice(ROTATABLE if i in turning else SHAPES) for i in range(num_things)]
         things = tuple(
-            Thing(f"{colour} {shape}", colour, shape, chances.weighted(SIZES_OF[num_things]))
+            Thing(f"{colour} {shape}", colour, shape, chances.weighted(sizes))
             for colour, shape in zip(colours, shapes, strict=True)
         )
         # Whether it is held out depends on things and events alone.
-        if is_heldout(Script(things, (), events, Background("plain", "grey", 0.0, 0.0), ticks, 0)) == heldout:
+        if is_heldout(Script(things, (), events, Background("plain", "grey", 0.0, 0.0), settings.ticks, 0)) == heldout:
             return things
     return None

@@ -149,10 +149,10 @@ class ScriptSettings:
     max_events: int
     textured: float  # share of clips whose background is not plain
     shades: tuple[str, ...] = SHADES  # of the ground
-    scatter: float = (
-        1.0  # where things begin: 0 in the middle of the room that their moves leave them, 1 anywhere in it
-    )
+    scatter: float = 1.0  # where things begin: 0 in the middle of the room that their moves leave them, 1 anywhere
     tilted: bool = True  # things begin at any angle, not upright
+    rests: bool = True  # time may pass between events; if not, they last as long as they can
+    sizes: tuple[str, ...] = SIZES
 
 
 def kind(action: str) -> str:

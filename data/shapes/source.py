@@ -43,13 +43,25 @@ class ShapesSource:
         shades: Sequence[str],
         scatter: float,
         tilted: bool,
+        rests: bool,
+        sizes: Sequence[str],
         num_captions: int,
     ):
         self.seed, self.height, self.width, self.frames, self.fps = seed, height, width, frames, fps
         self.num_captions = num_captions
         self.counts = dict(zip(SPLITS, (num_train, num_val, num_test, num_heldout), strict=True))
         self.settings = ScriptSettings(
-            ticks, min_things, max_things, min_events, max_events, textured, tuple(shades), scatter, tilted
+            ticks,
+            min_things,
+            max_things,
+            min_events,
+            max_events,
+            textured,
+            tuple(shades),
+            scatter,
+            tilted,
+            rests,
+            tuple(sizes),
         )
         check(self.settings)
         if seed < 0:

@@ -66,10 +66,12 @@ class Chances:
         return [options[i] for _, i in sorted((self.uniform(), i) for i in range(len(options)))]
 
 
-def draw_timeline(chances: Chances, num_things: int, num_events: int, ticks: int) -> tuple[Event, ...] | None:
+def draw_timeline(
+    chances: Chances, num_things: int, num_events: int, ticks: int, rests: bool = True
+) -> tuple[Event, ...] | None:
     """Events sorted by time, or None where the draw broke a rule of what can be told apart."""
     extras = []
-    if num_events >= 2 and chances.uniform() < STAY:
+    if rests and num_events >= 2 and chances.uniform() < STAY:
         extras.append(_add_stay)
     if num_events >= 2 and num_things >= 2 and chances.uniform() < FOLLOW:
         extras.append(_add_follower)
@@ -77,9 +79,11 @@ def draw_timeline(chances: Chances, num_things: int, num_events: int, ticks: int
     extras = extras[: num_events - count]
     acts = [_draw_act(chances, num_things) for _ in range(count)]
     sequential = chances.uniform() < SEQUENTIAL and sum(duration for _, duration in acts) <= ticks
+    if not rests:
+        acts = [(action, DURATIONS[action][1]) for action, _ in acts]
     agents = _assign(chances, count, num_things)
     _put_in_sight(chances, acts, agents)
-    events = _lay_out(chances, acts, agents, num_things, ticks, sequential)
+    events = _lay_out(chances, acts, agents, num_things, ticks, sequential, rests)
     if events is None:
         return None
     if not sequential and chances.uniform() < TOGETHER:
@@ -123,7 +127,13 @@ def _put_in_sight(chances: Chances, acts: list[tuple[str, int]], agents: list[in
 
 
 def _lay_out(
-    chances: Chances, acts: list[tuple[str, int]], agents: list[int], num_things: int, ticks: int, sequential: bool
+    chances: Chances,
+    acts: list[tuple[str, int]],
+    agents: list[int],
+    num_things: int,
+    ticks: int,
+    sequential: bool,
+    rests: bool,
 ) -> list[Event] | None:
     """Put the acts on one common line, or each agent's acts on a line of its own."""
     lines = (
@@ -143,7 +153,7 @@ def _lay_out(
             return None
         gaps = [0] * (len(line) + 1)
         for _ in range(slack):
-            gaps[chances.integer(0, len(line) - (number == filling))] += 1
+            gaps[chances.integer(0, len(line) - (number == filling)) if rests else 0] += 1
         time = 0
         for i, gap in zip(line, gaps, strict=False):
             action, duration = acts[i]

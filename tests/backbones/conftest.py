@@ -29,6 +29,7 @@ SMALL = {
     "temporal_in_heads": 2,
     "temporal_in_head_width": 4,
     "coordinates": 0,
+    "moments": 0,
     "checkpoint_levels": [],
     "compile": False,
 }

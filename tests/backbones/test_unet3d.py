@@ -18,6 +18,7 @@ VARIANTS = {
     "deep": {"multipliers": [1, 1, 2], "blocks": 2, "depth": 2, "attention_levels": [0, 2]},
     "one_level": {"multipliers": [2], "attention_levels": []},
     "coordinates": {"coordinates": 3},
+    "moments": {"moments": 2, "time_conditioning": "scale_shift"},
 }
 
 
@@ -65,6 +66,28 @@ def test_coordinates_tell_places_apart_at_any_size(build, timestep):
     places = place_embedding(2, 3, 5, 4, like=still)
     assert places.shape == (2, 3, 5, 124)
     assert len(places.flatten(0, 2).unique(dim=0)) == 2 * 3 * 5, "no two places are told the same"
+
+
+def test_each_frame_may_be_told_something_else(build, latent, timestep):
+    frames = latent.shape[2]
+    settings = {"embed_width": 3, "temporal_conv": 0, "temporal_attention": "none", "temporal_in_heads": 0}
+    said = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    for moments in (0, 2):
+        network = build(**settings, moments=moments)
+        for_all = network(latent, timestep, Controls(embed=said))
+        one_by_one = said[:, None].repeat(1, frames, 1)
+        torch.testing.assert_close(network(latent, timestep, Controls(embed=one_by_one)), for_all)
+        one_by_one[:, -1] += 1
+        changed = network(latent, timestep, Controls(embed=one_by_one)) - for_all
+        assert changed[:, :, :-1].abs().max() < 1e-5
+        assert changed[:, :, -1].abs().max() > 1e-3
+        prepared = network.prepare(Controls(embed=one_by_one))
+        torch.testing.assert_close(network(latent, timestep, prepared) - for_all, changed)
+    both = Controls(embed=said) + Controls(embed=one_by_one)
+    torch.testing.assert_close(both.embed, said[:, None] + one_by_one)
+    assert Controls.cat([Controls(embed=said), both]).embed.shape == (4, frames, 3)
+    with pytest.raises(ConfigError, match="another number of frames"):
+        network(latent, timestep, Controls(embed=one_by_one[:, : frames - 1]))
 
 
 def test_a_fresh_network_predicts_nothing_and_frames_are_independent(latent, timestep):

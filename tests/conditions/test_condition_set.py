@@ -235,7 +235,7 @@ def backbone():
         latent_channels=4, channels=16, multipliers=[1, 2], blocks=1, attention_levels=[0, 1], heads=2, head_width=None,
         depth=1, feed_forward_ratio=2, norm_groups=4, dropout=0.0, time_conditioning="add", temporal_conv=1,
         temporal_dropout=0.0, temporal_attention="separate", temporal_position="none", temporal_max_distance=16,
-        temporal_in_heads=0, temporal_in_head_width=8, coordinates=0, checkpoint_levels=[], compile=False,
+        temporal_in_heads=0, temporal_in_head_width=8, coordinates=0, moments=0, checkpoint_levels=[], compile=False,
     ).eval()  # fmt: skip
     torch.nn.init.normal_(net.conv_out.weight, std=0.1)
     return net

@@ -22,7 +22,7 @@ BlockTokens = Mapping[str, Tensor | KeysValues]  # by stream
 class Prepared:
     """Controls after every projection that does not depend on the noisy latent."""
 
-    embed: Tensor | None  # b e
+    embed: Tensor | None  # b e, or b t e
     concat: Tensor | None  # b t h w c
     tokens: tuple[tuple[BlockTokens, ...], ...]  # of each cell, of each of its blocks
     visible: Mapping[str, Tensor]  # b t n, for the streams that hide something

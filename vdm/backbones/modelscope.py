@@ -168,7 +168,8 @@ def settings_to_diffusers(backbone: UNet3D, *, sample_size: int | None = None) -
         "temporal_in_heads": inside.heads if inside is not None else 0,
         "temporal_in_head_width": inside.head_width if inside is not None else 0,
     }
-    odd = what_diffusers_lacks(asdict(s) | temporal_in | {"coordinates": backbone.coordinates})
+    places = {"coordinates": backbone.coordinates, "moments": backbone.moments}
+    odd = what_diffusers_lacks(asdict(s) | temporal_in | places)
     doors = {"concat_channels": (backbone.concat_channels, 0), "embed_width": (backbone.embed_width, 0)}
     doors["streams"] = (sorted(backbone.streams), [TEXT])
     odd |= {name: (got, fits) for name, (got, fits) in doors.items() if got != fits}

@@ -29,6 +29,7 @@ FIXED = {
     "temporal_position": "none",
     "temporal_in_heads": 8,
     "coordinates": 0,
+    "moments": 0,
 }
 
 

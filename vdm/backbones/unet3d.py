@@ -21,7 +21,7 @@ from vdm.backbones.cells import Cell, CellSettings, check_sizes
 from vdm.bounds import Fraction, NonNegativeInt, PositiveInt
 from vdm.errors import ConfigError
 from vdm.layers.attention import Sight, sight
-from vdm.layers.embeddings import TimestepEmbedding, place_embedding
+from vdm.layers.embeddings import MomentEmbedding, TimestepEmbedding, place_embedding
 from vdm.layers.lean import norm_conv
 from vdm.layers.resnet import Downsample, Upsample
 from vdm.layers.transformer import TemporalTransformer, repeated, zero_initialised
@@ -86,6 +86,7 @@ class UNet3D(nn.Module):
         temporal_in_heads: NonNegativeInt,
         temporal_in_head_width: PositiveInt,
         coordinates: NonNegativeInt,
+        moments: NonNegativeInt,
         checkpoint_levels: Sequence[int],
         compile: bool,
         streams: Mapping[str, int] | None = None,
@@ -122,6 +123,8 @@ class UNet3D(nn.Module):
         self.place_in: nn.Linear | None = None
         if coordinates:
             self.place_in = zero_initialised(nn.Linear((coordinates + 1) ** 3 - 1, channels, bias=False))
+        self.moments = moments
+        self.moment_embedding = MomentEmbedding(width=4 * channels, waves=moments) if moments else None
         self.temporal_in: TemporalTransformer | None = None
         if temporal_in_heads:
             self.temporal_in = TemporalTransformer(
@@ -216,8 +219,11 @@ class UNet3D(nn.Module):
         dtype = _compute_dtype(x)
         embedding = self.time_embedding(timestep.expand(b))
         if prepared.embed is not None:
-            embedding = repeated(embedding, count) + prepared.embed
-        embedding = F.silu(embedding).to(dtype)  # b e
+            told = _of_frames(prepared.embed, t)
+            embedding = repeated(embedding, count).view(count, *[1] * (told.dim() - 2), -1) + told
+        if self.moment_embedding is not None:
+            embedding = self.moment_embedding(embedding, t)
+        embedding = F.silu(embedding).to(dtype)  # b e, or b t e
         x = _conv_frames(self.conv_in, x.to(dtype))  # b t h w c
         if self.place_in is not None:
             x = x + self.place_in(place_embedding(t, h, w, self.coordinates, like=x))
@@ -303,7 +309,7 @@ class UNet3D(nn.Module):
         if controls.concat is not None:
             _same_width("concat_channels", self.concat_channels, controls.concat.shape[1])
         if controls.embed is not None:
-            _same_width("embed_width", self.embed_width, controls.embed.shape[1])
+            _same_width("embed_width", self.embed_width, controls.embed.shape[-1])
 
 
 def _conv_frames(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -322,6 +328,17 @@ def _sights(visible: Mapping[str, Tensor], frames: int, positions: int, dtype: t
                 allowed=f"1 or {frames}",
             )
     return {stream: sight(mask, positions, dtype) for stream, mask in visible.items()}
+
+
+def _of_frames(embed: Tensor, frames: int) -> Tensor:
+    if embed.dim() == 3 and embed.shape[1] not in (1, frames):
+        raise ConfigError(
+            "an embedding says something for each frame, for another number of frames",
+            key="controls.embed",
+            got=f"{embed.shape[1]} frames",
+            allowed=f"1 or {frames}",
+        )
+    return embed.expand(-1, frames, -1) if embed.dim() == 3 else embed
 
 
 def _fitting(concat: Tensor, x: Tensor) -> Tensor:

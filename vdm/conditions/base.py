@@ -216,7 +216,7 @@ class ConditionSet(nn.Module):
         given = (
             {stream: tokens.values.shape[-1] for stream, tokens in controls.tokens.items()},
             0 if controls.concat is None else controls.concat.shape[1],
-            0 if controls.embed is None else controls.embed.shape[1],
+            0 if controls.embed is None else controls.embed.shape[-1],
         )
         assert given == declared, f"{name} declared the doors {declared} and speaks through {given}"
         assert len(controls) == count, f"{name} speaks to {len(controls)} clips of {count}"

@@ -43,3 +43,28 @@ class TimestepEmbedding(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         embedding = sinusoidal_embedding(timestep, self.width).to(self.linear1.weight.dtype)
         return self.linear2(nn.functional.silu(self.linear1(embedding)))  # b e
+
+
+class MomentEmbedding(nn.Module):
+    """What the timestep embedding says, for every frame anew: a caption can mean one thing at the beginning and another at
+    the end. Starts as the same for all frames.
+    """
+
+    def __init__(self, *, width: int, waves: int):
+        super().__init__()
+        self.waves = waves
+        self.moment = nn.Linear(waves, width, bias=False)
+        self.linear1 = nn.Linear(width, width)
+        self.linear2 = nn.Linear(width, width)
+        nn.init.zeros_(self.linear2.weight)
+        nn.init.zeros_(self.linear2.bias)
+
+    def forward(self, embedding: Tensor, frames: int) -> Tensor:
+        """`b e`, or `b t e`, -> `b t e`."""
+        if embedding.dim() == 2:
+            embedding = embedding[:, None]
+        place = (torch.arange(frames, device=embedding.device, dtype=torch.float32) + 0.5) / frames
+        number = torch.arange(1, self.waves + 1, device=embedding.device, dtype=torch.float32)
+        moments = self.moment(torch.cos(math.pi * place[:, None] * number).to(embedding.dtype))  # t e
+        inner = nn.functional.silu(embedding + moments)  # b t e
+        return embedding + self.linear2(nn.functional.silu(self.linear1(inner)))

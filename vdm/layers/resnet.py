@@ -37,10 +37,10 @@ class ResnetBlock(nn.Module):
         self.shortcut = nn.Linear(width_in, width_out) if width_in != width_out else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """`embedding` is b e, already activated."""
-        t = x.shape[1]
+        """`embedding` is b e, or b t e where frames are told different things; already activated."""
         frames = x.flatten(0, 1)  # (b t) h w c
-        time = self.time(embedding).repeat_interleave(t, dim=0)  # (b t) c
+        time = self.time(embedding)
+        time = time.flatten(0, 1) if time.dim() == 3 else time.repeat_interleave(x.shape[1], dim=0)  # (b t) c
         shift = None if self.modulates else time[:, None, None]
         branch = norm_conv(frames, self.norm1, self.conv1, add=shift)
         scale_shift = time if self.modulates else None

@@ -47,6 +47,7 @@ SOURCE = {
     "seed": 0, "num_train": 5, "num_val": 2, "num_test": 0, "num_heldout": 1, "height": 32, "width": 32, "frames": 8,
     "fps": 8.0, "ticks": 7, "min_things": 1, "max_things": 3, "min_events": 1, "max_events": 7, "textured": 0.5,
     "num_captions": 2, "shades": ["dark", "grey", "light"], "scatter": 1.0, "tilted": True,
+    "rests": True, "sizes": ["small", "medium", "large"],
 }  # fmt: skip
 
 
@@ -283,8 +284,28 @@ def test_a_calm_world_has_one_ground_and_upright_things_near_the_middle():
     several = [sample_script(0, index, replace(wild, scatter=0.6)) for index in range(5)]
     assert max(len(script.things) for script in several) > 1, "there is room for more than one"
     plain = ShapesSource(**SOURCE).fingerprint()
-    assert plain["script"].keys() == {f.name for f in fields(ScriptSettings)} - {"shades", "scatter", "tilted"}
+    assert plain["script"].keys() == {f.name for f in fields(ScriptSettings)} - {
+        "shades",
+        "scatter",
+        "tilted",
+        "rests",
+        "sizes",
+    }
     assert ShapesSource(**(SOURCE | {"scatter": 0.3})).fingerprint()["script"]["scatter"] == 0.3
+
+
+def test_where_nothing_rests_events_fill_the_clip():
+    busy = replace(SETTINGS, ticks=4, max_things=1, max_events=2, rests=False, sizes=("large",))
+    scripts = [sample_script(0, index, busy) for index in range(60)]
+    for script in scripts:
+        assert script.things[0].size == "large"
+        assert max(e.end for e in script.events) == script.ticks
+        first, *rest = sorted(script.events, key=lambda e: e.start)
+        assert not rest or rest[0].start <= first.end, "one follows the other at once"
+        assert all(e.action != "stay" for e in script.events)
+    moves = [e for s in scripts for e in s.events if e.action in MOVES and len(s.events) == 1]
+    assert moves
+    assert all((e.start, e.end) == (0, 4) for e in moves)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +323,7 @@ def test_a_calm_world_has_one_ground_and_upright_things_near_the_middle():
         ({"num_captions": 0}, "data.source.num_captions"),
         ({"shades": ["dark", "pink"]}, "data.source.shades"),
         ({"shades": []}, "data.source.shades"),
+        ({"sizes": ["huge"]}, "data.source.sizes"),
         ({"scatter": 1.5}, "data.source.scatter"),
     ],
 )
