@@ -1,7 +1,7 @@
 """What a plan is worth: the reward terms of Dysen-VDM, each in [0, 1], 1 for a perfect answer, less for every error.
 
-A plan that could not be made is worth 0. Where the published terms are unbounded (APR divides by a distance of 0, FVD is
-divided by), these have the form 1 / (1 + distance).
+These are of plans and graphs, those of videos are in `video_terms`. A plan that could not be made is worth 0. Where the
+published terms are unbounded (APR divides by a distance of 0, FVD is divided by), these have the form 1 / (1 + distance).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from dysen.action_plan import Event, Plan
 from dysen.names import identity
 from dysen.scene_graph import DynamicSceneGraph, SceneGraph, event_to_dsg
-from vdm.bounds import NonNegativeFloat, PositiveFloat
+from vdm.bounds import NonNegativeFloat
 
 EXACT = 6  # events of one triplet whose best pairs are searched for; more are paired in the order of time
 
@@ -49,6 +49,13 @@ class RewardTerm(ABC):
     def scores(self, outcomes: Sequence[Outcome]) -> list[float]:
         """In [0, 1], one for each outcome."""
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a run that continues is rewarded alike. Most have nothing to keep."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """The inverse of `state`."""
+
 
 class PlanReliability(RewardTerm):
     """Action-planning reliability (APR): how near planned events are to the true ones in time."""
@@ -70,47 +77,6 @@ class TripletRecall(RewardTerm):
         if outcome.dsg is not None and outcome.gold_dsg is not None:
             return triplet_recall(outcome.dsg, outcome.gold_dsg)
         return triplet_recall(event_to_dsg(outcome.plan), event_to_dsg(outcome.gold))
-
-
-class VideoLikeness(RewardTerm):
-    """How near a video made from the plan is to the true one.
-
-    Args:
-        weight: in the sum.
-        sample: makes a video `3 T H W` for each outcome.
-        features: videos `b 3 T H W` -> `b d`.
-        measure: distance: of each video by itself; frechet: of all videos of a batch (FVD, as published).
-        scale: the distance that is worth one half.
-    """
-
-    def __init__(
-        self,
-        *,
-        weight: NonNegativeFloat,
-        sample: Callable[[Sequence[Outcome]], Sequence[Tensor]],
-        features: Callable[[Tensor], Tensor],
-        measure: str,
-        scale: PositiveFloat,
-    ):
-        super().__init__(weight=weight)
-        assert measure in ("distance", "frechet"), measure
-        self.sample, self.features, self.measure, self.scale = sample, features, measure, scale
-
-    @torch.no_grad()
-    def scores(self, outcomes: Sequence[Outcome]) -> list[float]:
-        found = [0.0] * len(outcomes)
-        planned = [i for i, one in enumerate(outcomes) if one.plan is not None and one.video is not None]
-        if not planned:
-            return found
-        made = self.features(torch.stack(list(self.sample([outcomes[i] for i in planned])))).double()
-        true = self.features(torch.stack([outcomes[i].video for i in planned])).double()
-        if self.measure == "distance":
-            distances = (made - true).norm(dim=-1).tolist()
-        else:
-            distances = [frechet(made, true)] * len(planned)
-        for i, distance in zip(planned, distances, strict=True):
-            found[i] = 1 / (1 + distance / self.scale) if math.isfinite(distance) else 0.0
-        return found
 
 
 def rewards(terms: Mapping[str, RewardTerm], outcomes: Sequence[Outcome]) -> tuple[list[float], dict[str, list[float]]]:

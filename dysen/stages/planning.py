@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dysen.action_plan import Plan
-from dysen.demonstrations import Demonstration, Pool
+from dysen.demonstrations import Demonstration, Pool, load_pool
 from dysen.icl.reinforce import RunningMean
 from dysen.icl.rewards import Outcome, RewardTerm, is_exact, order_accuracy, plan_f1, rewards
 from dysen.planner import Planned
@@ -101,15 +101,29 @@ class PlanningStage(Stage):
         """The mean reward of each pass over the training captions, where they end. One number for each caption."""
         self.epoch.add(reward)
         source = getattr(getattr(self.trainer, "datamodule", None), "source", None)
-        size = source.sizes["train"] if source is not None else None
+        size = getattr(source, "sizes", {}).get("train")  # clips come without an end
         if size and int(self.epoch.count) * self.trainer.world_size >= size:
             self.report({"epoch/reward": self.epoch.value})
             self.epoch.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["terms"] = {name: term.state() for name, term in self.terms.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        for name, term in self.terms.items():
+            term.load_state(checkpoint.get("terms", {}).get(name, {}))
 
     def numbers(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
 
-def pool_of(*, source: Any) -> Pool:
-    """The candidates of a source of captions, `source.pool()`."""
+def pool_of(*, source: Any, path: str | None) -> Pool:
+    """The candidates of a source of captions, `source.pool()`, or of a jsonl file."""
+    if path is not None:
+        return load_pool(path)
+    if source is None:
+        remedy = "name a file: python -m dysen.plan data=<data> write_pool=<number> writes one"
+        raise ConfigError("clips bring no pool of demonstrations", key="stage.pool.path", got="null", remedy=remedy)
     return tuple(Demonstration.from_json(one) for one in source.pool())

@@ -12,7 +12,6 @@ from dysen.icl.rewards import (
     Outcome,
     PlanReliability,
     TripletRecall,
-    VideoLikeness,
     frechet,
     is_exact,
     order_accuracy,
@@ -140,30 +139,6 @@ def test_recall_prefers_enriched_graphs_where_both_are_known():
     term = TripletRecall(weight=1.0)
     assert term.scores([Outcome("c", gold, gold, gold_dsg=rich, dsg=event_to_dsg(gold))]) == [0.5]
     assert term.scores([Outcome("c", gold, gold, gold_dsg=rich)]) == [1.0]
-
-
-def video_term(measure, made):
-    return VideoLikeness(
-        weight=1.0,
-        sample=lambda some: made[: len(some)],
-        features=lambda v: v.mean((2, 3, 4)),
-        measure=measure,
-        scale=0.5,
-    )
-
-
-def test_video_likeness():
-    gold, true = plan(event()), torch.zeros(3, 2, 4, 4)
-    outcomes = [Outcome("a", gold, gold, video=true), Outcome("b", gold, None, video=true),
-                Outcome("c", gold, gold, video=true + 0.5)]  # fmt: skip
-    same, far = video_term("distance", [true, true]).scores([outcomes[0], outcomes[2]])
-    assert same == 1
-    assert far == pytest.approx(1 / (1 + (3 * 0.25) ** 0.5 / 0.5))
-    assert video_term("distance", [true, true]).scores(outcomes)[1] == 0
-    alike = video_term("frechet", [true, true + 0.5]).scores(outcomes)
-    assert alike[0] == alike[2] == pytest.approx(1, abs=1e-6)
-    assert alike[1] == 0
-    assert video_term("frechet", [true + 0.5, true + 1]).scores(outcomes)[0] < 1
 
 
 def test_frechet_distance_of_known_distributions():

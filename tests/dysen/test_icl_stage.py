@@ -23,7 +23,7 @@ from vdm.errors import ConfigError, DataError
 
 def source(**changes):
     given = {"seed": 0, "num_new": 4, "num_pool": 24, "num_train": 60, "num_val": 20, "ticks": 7, "max_things": 2}
-    return NewVerbs(**{**given, "max_events": 2, "pool_events": 1, **changes})
+    return NewVerbs(**{**given, "min_events": 1, "max_events": 2, "pool_events": 1, **changes})
 
 
 class Shown(LanguageModel):
@@ -54,7 +54,7 @@ class Shown(LanguageModel):
 def stage(texts, llm, **changes):
     torch.manual_seed(0)
     given = {
-        "name": "planner", "pool": pool_of(source=texts), "width": 64, "temperature": 0.1, "shots": 2,
+        "name": "planner", "pool": pool_of(source=texts, path=None), "width": 64, "temperature": 0.1, "shots": 2,
         "planner": lambda selector: Planner(llm=llm, selector=selector, imagination=None, form="tuples", retries=0,
                                             max_tick=15, fallback="caption"),
         "features": HashedWords(width=512, longest=1, is_weighted=True),
@@ -116,7 +116,7 @@ def test_only_the_policy_is_trained_and_saved():
     part = stage(texts, Shown(texts))
     assert [p.shape for group in part.parameter_groups() for p in group["params"]] == [(64, 512)]
     assert {name.split(".")[0] for name in part.state_dict()} == {"policy", "baseline", "epoch"}
-    assert part.policy.pool == pool_of(source=texts)
+    assert part.policy.pool == pool_of(source=texts, path=None)
 
 
 def test_the_most_relevant_demonstration_is_the_last_in_the_prompt():
@@ -175,10 +175,10 @@ def test_texts_come_in_an_order_that_a_position_decides():
 def test_stored_captions(tmp_path):
     texts = source()
     path = str(tmp_path / "pool.jsonl")
-    write_pool(path, pool_of(source=texts))
+    write_pool(path, pool_of(source=texts, path=None))
     stored = StoredCaptions(path=path, num_pool=10, num_train=8, num_val=6)
-    assert pool_of(source=stored) == pool_of(source=texts)[:10]
-    assert stored.item("val", 0)["caption"] == pool_of(source=texts)[18].caption
+    assert pool_of(source=stored, path=None) == pool_of(source=texts, path=None)[:10]
+    assert stored.item("val", 0)["caption"] == pool_of(source=texts, path=None)[18].caption
     for number in (7, 1):
         with pytest.raises(DataError):
             StoredCaptions(path=path if number == 7 else str(tmp_path / "x"), num_pool=10, num_train=8, num_val=number)
