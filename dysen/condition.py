@@ -44,6 +44,8 @@ class SceneGraphCondition(Condition):
         clip_frames: how many frames a clip has where a batch holds latents and no video.
         window: a frame sees the graphs of this many ticks before and after its own as well; None: all graphs.
         tokens: one for each node, one for each graph (the paper's), or both.
+        embed_width: the sum of the tokens that a frame sees also joins its timestep embedding, and so reaches every layer
+            at once; as wide as that of the other conditions that speak there. 0: it does not.
     """
 
     def __init__(
@@ -56,15 +58,17 @@ class SceneGraphCondition(Condition):
         clip_frames: PositiveInt,
         window: NonNegativeInt | None,
         tokens: Literal["nodes", "graphs", "both"],
+        embed_width: NonNegativeInt,
         drop_prob: Fraction,
     ):
-        super().__init__(streams={SCENE: scene_encoder.width}, drop_prob=drop_prob)
+        super().__init__(streams={SCENE: scene_encoder.width}, embed_width=embed_width, drop_prob=drop_prob)
         if encoder.is_trained:
             self.encoder = encoder
         else:
             self.keep_frozen("encoder", encoder)
         self.scene_encoder = scene_encoder
         self.from_label = torch.nn.Linear(encoder.width, scene_encoder.width)
+        self.to_embed = torch.nn.Linear(scene_encoder.width, embed_width, bias=False) if embed_width else None
         self.reads, self.times, self.clip_frames = reads, times, clip_frames
         self.window, self.tokens = window, tokens
         self._known: dict[str, Tensor] = {}
@@ -99,12 +103,18 @@ class SceneGraphCondition(Condition):
         if self.tokens != "nodes":
             values.append(graphs)
             visible.append(seen)
-        return Controls(tokens={SCENE: Tokens(torch.cat(values, dim=1), torch.cat(visible, dim=2))})
+        return self._controls(Tokens(torch.cat(values, dim=1), torch.cat(visible, dim=2)))
 
     def null(self, count: int, shape: LatentShape) -> Controls:
         weight = self.from_label.weight
         nothing = torch.zeros(count, 1, 1, dtype=torch.bool, device=weight.device)
-        return Controls(tokens={SCENE: Tokens(weight.new_zeros(count, 1, self.scene_encoder.width), nothing)})
+        return self._controls(Tokens(weight.new_zeros(count, 1, self.scene_encoder.width), nothing))
+
+    def _controls(self, tokens: Tokens) -> Controls:
+        embed = None
+        if self.to_embed is not None:
+            embed = self.to_embed(tokens.visible.to(tokens.values) @ tokens.values)  # b t e
+        return Controls(embed=embed, tokens={SCENE: tokens})
 
     def _seen(self, scenes: SceneBatch, spans: Sequence[Sequence[Span]]) -> Tensor:
         """Which graphs each frame may look at: b t m."""

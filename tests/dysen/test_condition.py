@@ -22,7 +22,7 @@ from vdm.diffusion.guidance import guided, instruct_pix2pix
 from vdm.errors import ConfigError, DataError
 from vdm.launch import CONF
 from vdm.runs import Run
-from vdm.types import LatentShape, Tokens
+from vdm.types import Controls, LatentShape, Tokens
 
 WIDTH = 16
 CUP = SceneObject("cup", ("red",))
@@ -45,6 +45,7 @@ def condition(**changes):
         "clip_frames": 4,
         "window": 0,
         "tokens": "nodes",
+        "embed_width": 0,
         "drop_prob": 0.5,
     }
     settings["encoder"] = changes.pop("encoder", None) or WordEncoder(width=8, length=32)
@@ -70,6 +71,23 @@ def batch_of(*clips, **extras):
 def seen_ticks(tokens, clip=0):
     """For each frame, which tokens it sees; DSG's nodes are eight in a row."""
     return [torch.nonzero(row).flatten().tolist() for row in tokens.visible[clip]]
+
+
+def test_what_a_frame_sees_may_join_its_timestep_embedding():
+    told = condition(embed_width=6).eval()
+    controls = told.encode(batch_of(DSG, None), SHAPE)
+    assert controls.embed.shape == (2, 4, 6)
+    assert torch.count_nonzero(controls.embed[1]) == 0, "nothing is said of the second clip"
+    assert torch.count_nonzero(controls.embed[0, 1]) == 0, "nor of the second tick of the first"
+    assert (controls.embed[0, 2] - controls.embed[0, 3]).abs().max() > 1e-3
+    tokens = controls.tokens["scene"]
+    third = tokens.values[0, tokens.visible[0, 2]].sum(0)
+    torch.testing.assert_close(controls.embed[0, 2], told.to_embed(third))
+    null = told.null(3, SHAPE)
+    assert null.embed.shape == (3, 1, 6)
+    assert torch.count_nonzero(null.embed) == 0
+    mixed = Controls.cat([controls, null])
+    assert mixed.embed.shape == (5, 4, 6)
 
 
 # ---- who sees what ------------------------------------------------------------------------------------------------------
