@@ -42,6 +42,8 @@ class Outcome:
 class RewardTerm(ABC):
     """`weight` in the sum of all terms."""
 
+    is_of_batch = False  # True: one score for all outcomes, so none is better than another
+
     def __init__(self, *, weight: NonNegativeFloat):
         self.weight = weight
 

@@ -80,6 +80,7 @@ class VideoLikeness(VideoTerm):
     ):
         super().__init__(weight=weight, sample=sample)
         self.truth, self.features, self.measure, self.scale = truth, features, measure, scale
+        self.is_of_batch = measure == "frechet"
 
     def compared(self, videos: Sequence[Tensor], outcomes: Sequence[Outcome]) -> list[float]:
         if self.truth == "plan":

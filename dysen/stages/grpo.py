@@ -99,6 +99,9 @@ class GrpoStage(PlanningStage):
         if group_size < 2:
             raise ConfigError("plans are judged against each other", key="stage.group_size", got=group_size,
                               allowed=">= 2")  # fmt: skip
+        if any(term.is_of_batch and term.weight for term in self.terms.values()):
+            raise ConfigError("one score for a whole batch says nothing of a plan beside another", key="stage.terms",
+                              got="frechet", allowed="scores of each plan, such as stage/terms=video")  # fmt: skip
         self.adapter = adapter(model=self.llm.model, base=self.llm.weights)
         self.group_size, self.temperature, self.clip = group_size, temperature, clip
         self.kl_weight, self.normalise, self.reuse, self.compare = kl_weight, normalise, reuse, compare

@@ -8,6 +8,8 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from hydra.errors import MissingConfigException
+from hydra.utils import instantiate
 
 pytest.importorskip("transformers")
 pytest.importorskip("llguidance")
@@ -23,7 +25,7 @@ from dysen.planner import Planner
 from dysen.stages.grpo import GrpoStage
 from tests.dysen.random_language_model import save
 from tests.dysen.test_llm_log_probs import build
-from vdm import checkpoint, training
+from vdm import checkpoint, config, training
 from vdm.errors import ConfigError, RunError
 from vdm.launch import CONF
 from vdm.runs import Run
@@ -149,7 +151,7 @@ def test_what_is_logged_and_trained(folder, untrained):
 
 
 def test_the_gradient_is_that_of_the_loss_as_one_graph(folder, untrained):
-    part = stage(build(folder), kl_weight=0.5)
+    part = stage(build(folder), kl_weight=0.5, group_size=3)
     learn(part, 1)  # so that the divergence has a gradient
     part.zero_grad()
     torch.manual_seed(7)
@@ -182,7 +184,7 @@ def test_captions_that_say_nothing_and_prompts_that_are_too_long(folder, untrain
 
 
 def test_reused_plans_are_judged_by_the_probability_they_were_drawn_with(folder, untrained):
-    part = stage(build(folder), reuse=2, accumulate=2)
+    part = stage(build(folder), reuse=2, accumulate=2, group_size=2)
     seen = []
     inner = part._group_loss
     part._group_loss = lambda group: seen.append(group) or inner(group)
@@ -218,12 +220,38 @@ def test_what_cannot_be_tuned(folder, tmp_path):
             stage(llm, planner=lambda selector, given=given | changes: Planner(selector=selector, **given))
     with pytest.raises(ConfigError, match="group_size"):
         stage(llm, group_size=1)
+    whole = Alone(weight=1.0)
+    whole.is_of_batch = True
+    with pytest.raises(ConfigError, match="beside another"):
+        stage(llm, terms={"alone": whole})
     stage(llm)
     with pytest.raises(ConfigError, match="adapter already"):
         stage(llm)
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------------
+
+
+def composed(*words, root="train"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(root, overrides=list(words))
+
+
+def test_the_words_that_choose_it():
+    assert composed("stage=planner").stage._target_ == "dysen.stages.planner.PlannerStage"
+    tuned = ("stage=planner", "planner.tune=grpo")
+    assert composed(*tuned).stage._target_ == "dysen.stages.grpo.GrpoStage"
+    with pytest.raises(ConfigError, match="llm.model"):
+        config.resolve(composed(*tuned))
+    for choice in ("nearest", "random", "none", "policy"):
+        cfg = composed(
+            *tuned, "llm.model=x", f"stage/selector={choice}", *["stage.selector.run=x"] * (choice == "policy")
+        )
+        resolved = config.resolve(cfg)
+        config.check_resolved(resolved | {"checks": {}})
+        assert resolved["stage"]["selector"]["_target_"].startswith("dysen.")
+    with pytest.raises(MissingConfigException):
+        composed("stage=planner", "planner.tune=no")
 
 
 def train(folder, output, *words):
@@ -235,9 +263,7 @@ def train(folder, output, *words):
         "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=9", "callbacks.validation.every=2",
         "callbacks.samples.every=0", "callbacks.progress=null", "trainer.max_steps=4", *words,
     ]  # fmt: skip
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", overrides=settings)
-    training.train(cfg)
+    training.train(composed(*settings))
 
 
 def rows(run, columns):
@@ -272,5 +298,14 @@ def test_a_run_continues_bit_for_bit_and_is_used(folder, tmp_path, accumulate):
     of_run = build(folder, adapter="whole", output_root=str(tmp_path))
     of_folder = build(folder, adapter=str(whole.folder / "adapter"))
     assert of_run.fingerprint() == of_folder.fingerprint() != build(folder).fingerprint()
+    words = [
+        "llm=transformers",
+        f"llm.model={folder}",
+        "llm.adapter=whole",
+        f"paths.output_root={tmp_path}",
+        "planner=plain",
+    ]
+    planner = instantiate(composed(*words, root="plan").planner, _convert_="all")
+    assert planner.fingerprint()["llm"]["adapter"] == of_run.fingerprint()["adapter"]
     assert json.loads((whole.folder / "adapter" / "adapter_config.json").read_text())["r"] == 2
     assert not list(Path(whole.folder).glob(".adapter*"))

@@ -124,6 +124,7 @@ def train(output, *words, check=True):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # five commands, of which each imports for ten seconds, or many more beside others
 def test_the_chain_from_commands(tmp_path):
     assert "stage=language" in train(tmp_path, *PLANNER, "trainer.max_steps=1", check=False).stderr
     train(tmp_path, *LANGUAGE, "trainer.max_steps=3", "run.id=speaker")

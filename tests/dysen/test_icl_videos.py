@@ -257,7 +257,9 @@ def test_a_video_depends_on_caption_and_plan_and_on_nothing_beside_it(root, tmp_
     assert torch.equal(sample.of_truth(some[1:2])[0], made[0])
     # Imagined graphs are other graphs.
     rich = event_to_dsg(GOLD).graphs
-    rich = type(event_to_dsg(GOLD))((SceneGraph.build([*rich[0].objects, SceneObject("table")], rich[0].actions), *rich[1:]))
+    rich = type(event_to_dsg(GOLD))(
+        (SceneGraph.build([*rich[0].objects, SceneObject("table")], rich[0].actions), *rich[1:])
+    )
     assert not torch.equal(sample([outcome(dsg=rich)])[0], made[0])
     with pytest.raises(RunError, match="hears no scene graphs"):
         videos(root, run="deaf")
