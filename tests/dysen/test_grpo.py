@@ -166,6 +166,16 @@ def test_the_gradient_is_that_of_the_loss_as_one_graph(folder, untrained):
         torch.testing.assert_close(gradient, parameter.grad, atol=1e-7, rtol=1e-4)
 
 
+def test_a_model_in_half_precision(folder, untrained):
+    part = stage(build(folder, dtype="bfloat16"), group_size=3)
+    assert part.llm.model.dtype == torch.bfloat16
+    before = [p.clone() for p in part.adapter.parameters()]
+    found = learn(part, 2, lr=1e-4)
+    assert all(math.isfinite(value) for one in found for value in one.values())
+    assert {p.dtype for p in part.adapter.parameters()} == {torch.float32}
+    assert not all(torch.equal(a, b) for a, b in zip(before, part.adapter.parameters(), strict=True))
+
+
 def test_without_a_weight_there_is_no_frozen_model(folder, untrained):
     part = stage(build(folder), kl_weight=0.0)
     part.adapter.off = None  # would be called

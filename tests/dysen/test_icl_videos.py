@@ -11,6 +11,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -27,6 +28,7 @@ from dysen.icl.rewards import Outcome
 from dysen.icl.video_terms import CaptionLikeness, JudgedVideo, VideoLikeness
 from dysen.icl.videos import PlanVideos, PooledPixels
 from dysen.scene_graph import SceneGraph, SceneObject, event_to_dsg
+from tests.dysen.random_language_model import save
 from vdm import checkpoint, config, training
 from vdm.errors import ConfigError, RunError
 from vdm.launch import CONF
@@ -289,10 +291,11 @@ def test_videos_are_kept(root, tmp_path, monkeypatch):
 
 def train(root, *words):
     settings = [
-        "stage=planner", "llm=rules", "data=shapes", "trainer=cpu", "trainer.log_every_n_steps=1", f"paths.output_root={root}",
+        "stage=planner", "data=shapes", "trainer=cpu", "trainer.log_every_n_steps=1", f"paths.output_root={root}",
         "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=9", "callbacks.validation.every=1",
         "callbacks.samples.every=0", "callbacks.progress=null", "trainer.max_steps=2", *words,
     ]  # fmt: skip
+    settings += [] if "planner.tune=grpo" in words else ["llm=rules"]
     if "~texts" not in words:
         settings += [
             "texts.source.num_train=4",
@@ -335,6 +338,21 @@ def test_a_run_that_continues_keeps_its_video_model(root):
     assert term.sample.run.name == "hearing"
     term.load_state({})
     assert term.sample.run.name == "hearing"
+
+
+@pytest.mark.slow
+def test_a_language_model_is_tuned_with_it(root, tmp_path):
+    pytest.importorskip("peft")
+    train(
+        root, "planner.tune=grpo", "llm=transformers", f"llm.model={save(tmp_path)}", "llm.max_tokens=48",
+        "stage/terms=video", "stage.terms.video.sample.sampler.num_steps=2", "stage.group_size=3", "run.id=tuned",
+    )  # fmt: skip
+    metrics = Run(root / "tuned").info["metrics"]
+    assert 0 < metrics["train/video"] <= 1
+    assert 0 < metrics["val/frozen_video"] <= 1
+    with pytest.raises(InstantiationException, match="beside another"):
+        train(root, "planner.tune=grpo", "llm=transformers", f"llm.model={tmp_path}", "stage/terms=video_frechet",
+              "run.id=no")  # fmt: skip
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from tests.dysen.random_language_model import save
 from tests.dysen.test_llm_log_probs import build, questions
 from vdm import checkpoint
 from vdm.errors import ConfigError, RunError
+from vdm.launch import CONF
 from vdm.runs import Run
 
 IDS = torch.tensor([[5, 9, 300, 41, 7]])
@@ -89,9 +90,24 @@ def test_round_trips(folder, tmp_path):
     assert "adapter" not in without.fingerprint()
     assert of_run.fingerprint() == of_folder.fingerprint() != without.fingerprint()
     assert of_run.answer(questions(1)) == of_folder.answer(questions(1)) != without.answer(questions(1))
-    # Small beside the model, although this one is tiny: a layer of d times d has d d weights, and 2 r d in the adapter.
-    size = (run / "checkpoints" / "step-00000001" / "weights" / "adapter.safetensors").stat().st_size
-    assert size < 0.2 * (Path(folder) / "model.safetensors").stat().st_size
+    assert {path.name for path in (run / "checkpoints" / "step-00000001" / "weights").iterdir()} == {
+        "adapter.safetensors"
+    }
+
+
+def test_a_checkpoint_is_small_beside_the_model():
+    """Weights, their average and two moments, at the default rank, of a model with 135 million weights."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    node = OmegaConf.load(CONF / "planner.tune" / "grpo.yaml").stage.adapter
+    sizes = {"vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+             "num_key_value_heads": 3, "intermediate_size": 1536, "tie_word_embeddings": True}  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes))
+        whole = model.num_parameters()
+        adapter = Adapter(model=model, base="", rank=node.rank, alpha=node.alpha, targets=node.targets)
+    assert whole > 130e6
+    assert 4 * sum(p.numel() for p in adapter.parameters()) < 0.05 * whole
 
 
 def test_some_layers_only(folder):
