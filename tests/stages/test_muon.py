@@ -96,3 +96,19 @@ def test_pieces_of_matrices_are_refused():
     group["params"] = [flat]
     with pytest.raises(ConfigError, match="cut matrices into pieces"):
         optimizer.step()
+
+
+def test_mixed_precision_leaves_the_step_as_it_is():
+    """The loop runs a step inside autocast, and steps along gradients of low rank would come out many times too long."""
+    steps = []
+    for is_mixed in (False, True):
+        torch.manual_seed(0)
+        matrix = nn.Parameter(torch.randn(32, 128))
+        matrix.grad = torch.randn(32, 2) @ torch.randn(2, 128)
+        before = matrix.detach().clone()
+        optimizer = Muon([{"params": [matrix], "matrices": True}], lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0,
+                         matrix_lr=1.0, momentum=0.9, min_width=8, fused=False)  # fmt: skip
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            optimizer.step()
+        steps.append(matrix.detach() - before)
+    assert torch.equal(*steps)

@@ -88,7 +88,10 @@ class Muon(torch.optim.AdamW):
             ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
             alike.setdefault(tuple(ahead.shape), []).append((parameter, ahead))
         for (rows, columns), pairs in alike.items():  # matrices of one shape in one call
-            steps = orthogonal(torch.stack([ahead for _, ahead in pairs]))
+            with torch.autocast(
+                pairs[0][1].device.type, enabled=False
+            ):  # in bf16 steps of low rank come out far too long
+                steps = orthogonal(torch.stack([ahead for _, ahead in pairs]))
             length = group["lr"] * max(1.0, rows / columns) ** 0.5
             for (parameter, _), direction in zip(pairs, steps, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
