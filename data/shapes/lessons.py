@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,8 @@ CODAS = ("b", "ck", "ft", "g", "lk", "lm", "mp", "nd", "nk", "p", "rb", "rf", "r
 ENDINGS = ("et", "ock", "im", "und", "olk")
 INTRODUCED = 0.2  # share of captions that begin with who is there
 LATE = ("follow", "stay")  # only beside another event
-TRIES = 8  # scripts that are drawn until one shares an action with an earlier one
+TOLD_PER_THING = 4  # events; nobody has to see them, so one more than in a clip
+TRIES = 6  # scripts, of which the one is taken that shares most actions with earlier ones, or fewest
 VERB = "\x03"  # stands, with the number of the event, before the words that tell it
 MARKS = re.compile(f"({VERB}.)|{OPEN}.|{CLOSE}")
 
@@ -129,6 +130,19 @@ def _written(sentences: list[str]) -> tuple[str, dict[int, int]]:
     return text, verbs
 
 
+def check_told(settings: ScriptSettings) -> None:
+    """Refuse what no caption tells."""
+    most = TOLD_PER_THING * settings.max_things
+    if settings.max_events > most:
+        raise ConfigError("number of events out of range", key="texts.source.max_events", got=settings.max_events,
+                          allowed=f"<= {most}, {TOLD_PER_THING} for each thing")  # fmt: skip
+    seen = min(settings.max_events, EVENTS_PER_THING * settings.max_things)
+    check(dataclasses.replace(settings, min_events=min(settings.min_events, seen), max_events=seen))
+    if settings.ticks < 2 * settings.max_events / settings.max_things:
+        raise ConfigError("the events do not fit into the time", key="texts.source.ticks", got=settings.ticks,
+                          allowed=f">= {-(-2 * settings.max_events // settings.max_things)}")  # fmt: skip
+
+
 def draw_script(chances: Chances, settings: ScriptSettings) -> Script:
     """Who does what and when; nobody has a place, so no clip can be made of it."""
     while True:
@@ -177,7 +191,7 @@ class Sequences:
                               allowed="1 <= fewest <= most")  # fmt: skip
         self.seed, self.num_lessons, self.new_share, self.ramp = seed, (low, high), new_share, ramp
         self.settings = ScriptSettings(ticks, 1, max_things, 1, max_events, 0.0)
-        check(self.settings)
+        check_told(self.settings)
         self.sizes = {"train": None, "val": num_val}
 
     def item(self, split: str, index: int) -> dict[str, Any]:
@@ -191,13 +205,12 @@ class Sequences:
             settings = dataclasses.replace(settings, max_events=most)
         scripts: list[Script] = []
         seen: Counter[str] = Counter()
-        for _ in range(round(count)):
-            for _ in range(TRIES):
-                script = draw_script(chances, settings)
-                if not seen or seen.keys() & {e.action for e in script.events}:
-                    break
-            scripts.append(script)
-            seen.update({e.action for e in script.events})
+        for place in range(round(count)):
+            # First many actions, then the same ones again: were there few, guessing the most frequent would do.
+            returns = 2 * place >= round(count)
+            drawn = [draw_script(chances, settings) for _ in range(TRIES)]
+            scripts.append(max(drawn, key=lambda script: _share(script, seen) if returns else -_share(script, seen)))
+            seen.update({e.action for e in scripts[-1].events})
         # A word that is met once teaches nothing; a few of them show that some are never explained.
         new = [a for a in ACTIONS if chances.uniform() < (self.new_share if seen[a] > 1 else self.new_share / 5)]
         lexicon = dict(zip(new, nonsense(chances, len(new)), strict=True))
@@ -207,6 +220,11 @@ class Sequences:
     def fingerprint(self) -> dict[str, Any]:
         return {"sequences": self.seed, "lessons": self.num_lessons, "new": self.new_share, "ramp": self.ramp,
                 "sizes": self.sizes, "script": vars(self.settings)}  # fmt: skip
+
+
+def _share(script: Script, seen: Collection[str]) -> float:
+    """How many of its events have an action that was seen."""
+    return sum(e.action in seen for e in script.events) / len(script.events)
 
 
 class NewVerbs:
@@ -220,7 +238,7 @@ class NewVerbs:
         num_new: actions with new verbs.
         num_pool: candidates for demonstrations.
         num_train, num_val: captions with their plans.
-        ticks, max_things, max_events: of a caption.
+        ticks, max_things, min_events, max_events: of a caption.
         pool_events: most events of a candidate.
     """
 
@@ -234,6 +252,7 @@ class NewVerbs:
         num_val: PositiveInt,
         ticks: PositiveInt,
         max_things: PositiveInt,
+        min_events: PositiveInt,
         max_events: PositiveInt,
         pool_events: PositiveInt,
     ):
@@ -243,10 +262,10 @@ class NewVerbs:
             raise ConfigError("more new verbs than actions that captions and candidates can have",
                               key="texts.source.num_new", got=num_new, allowed=f"<= {len(possible)}")  # fmt: skip
         self.seed, self.num_pool = seed, num_pool
-        self.settings = ScriptSettings(ticks, 1, max_things, 1, max_events, 0.0)
+        self.settings = ScriptSettings(ticks, 1, max_things, min_events, max_events, 0.0)
         self.pool_settings = ScriptSettings(ticks, 1, max_things, 1, pool_events, 0.0)
-        check(self.settings)
-        check(self.pool_settings)
+        check_told(self.settings)
+        check_told(self.pool_settings)
         self.sizes = {"train": num_train, "val": num_val}
         chances = Chances(np.random.default_rng([seed, 9]))
         actions = chances.shuffled(possible)[:num_new]

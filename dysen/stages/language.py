@@ -65,27 +65,35 @@ class LanguageStage(Stage):
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         lessons = batch_of(batch["extras"]["lessons"], self.language.length).to(self.device)
         wanted = lessons.wanted[:, 1:]
-        read, said = self.language.two_last(lessons.ids, lessons.forms)  # b n d
-        scores = self.language.head(said[:, :-1][wanted]).float()
+        layers = self.language.after_layers(lessons.ids, lessons.forms)  # b n d each
+        scores = self.language.scores(layers, lessons.ids)[:, :-1][wanted]
         true = lessons.ids[:, 1:][wanted]
         right = (scores.argmax(-1) == true).float()
         new = lessons.explained[:, 1:][wanted].float()
-        plans, hints = F.cross_entropy(scores, true), self._hint_loss(read, lessons.hints)
+        plans, middle = F.cross_entropy(scores, true), self.language.middle
+        hints = self._hint_loss(layers[middle - 2], lessons.hints)
+        verbs = self._verb_loss(layers[middle - 1], lessons.verbs)
         return {
-            "loss": plans + self.hint_weight * hints,
+            "loss": plans + self.hint_weight * (hints + verbs),
             "plans": plans,
             "hints": hints,
+            "verbs": verbs,
             "tokens_right": right.mean(),
             "new_verbs_right": (right * new).sum() / new.sum().clamp(min=1),  # of those that a demonstration explains
         }
 
     def _hint_loss(self, read: Tensor, hints: Tensor) -> Tensor:
-        """At each verb of a caption the event is known, or what is known of it. Without this, finding the event that
+        """At each verb of a caption its event is known, except what a new verb means. Without this, finding the event that
         belongs to a part of a plan is learned late.
         """
         guessed = self.hints(read[hints[:, 0], hints[:, 1]]).unflatten(-1, (HINTS, -1))  # k hints d
         scores = self.language.head(guessed).float().flatten(0, 1)
         return F.cross_entropy(scores, hints[:, 2:].flatten(), ignore_index=IGNORED)
+
+    def _verb_loss(self, read: Tensor, verbs: Tensor) -> Tensor:
+        """Before each predicate of a plan the verb that tells it is known: by it a new one is looked up."""
+        scores = self.language.head(self.language.lookup.name(read[verbs[:, 0], verbs[:, 1]])).float()
+        return F.cross_entropy(scores, verbs[:, 2], reduction="sum") / max(len(verbs), 1)
 
     @torch.no_grad()
     def validation_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -30,8 +30,8 @@ yellow
 move_left move_right move_up move_down move_up_left move_up_right move_down_left move_down_right leave
 . ,
 """.split()  # noqa: SIM905
-PAD, CAPTION, PLAN, END, PART, STOP, UNKNOWN = range(7)  # STOP ends an event, PART a name inside it
-NUMBERS = 64  # ticks
+PAD, CAPTION, PLAN, END, PART, STOP, UNKNOWN = range(7)  # STOP ends an event, PART begins its target
+NUMBERS = 64  # ticks, and which event of its plan one is
 FIRST_NUMBER = UNKNOWN + 1
 SLOTS = 48
 FIRST_SLOT = FIRST_NUMBER + NUMBERS
@@ -75,11 +75,14 @@ class Tokens:
         return places
 
     def plan(self, plan: Plan) -> list[int]:
-        """agent PART predicate [PART target] start end STOP ... END; where each predicate begins."""
+        """agent number predicate [PART target] start end STOP ... END; where each predicate begins.
+
+        The number of the event stands where its verb has to be found: counting events is hard to learn.
+        """
         places = []
-        for event in plan.events:
+        for number, event in enumerate(plan.events):
             self.words(event.agent)
-            self.mark(PART)
+            self.mark(FIRST_NUMBER + min(number, NUMBERS - 1))
             places.append(len(self))
             self.words(event.predicate)
             if event.target is not None:
@@ -136,7 +139,10 @@ def plan_of(ids: Sequence[int], slots: dict[str, int]) -> Plan | None:
         elif token == PART:
             parts.append([])
         elif FIRST_NUMBER <= token < FIRST_SLOT:
-            times.append(token - FIRST_NUMBER)
+            if len(parts) == 1:
+                parts.append([])
+            else:
+                times.append(token - FIRST_NUMBER)
         elif token in names:
             parts[-1].append(names[token])
     return Plan(tuple(events)) if events else None

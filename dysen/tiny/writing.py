@@ -22,12 +22,12 @@ from dysen.tiny.vocabulary import (
     Tokens,
 )
 
-# agent PART predicate [PART target] start end STOP ... END: (state, kind of token) -> state
+# agent number predicate [PART target] start end STOP ... END: (state, kind of token) -> state
 WORD, NUMBER = -1, -2
 GRAMMAR = {
     (0, WORD): 1,
     (1, WORD): 1,
-    (1, PART): 2,
+    (1, NUMBER): 2,
     (2, WORD): 3,
     (3, WORD): 3,
     (3, PART): 4,
@@ -41,7 +41,7 @@ GRAMMAR = {
     (8, END): 9,
     (9, PAD): 9,
 }
-DONE, LATER = 9, 6  # LATER: a number above the one before
+DONE, COUNTED, LATER = 9, 1, 6  # the next number is that of the event; or above the one before
 
 
 def _tables() -> tuple[Tensor, Tensor]:
@@ -71,18 +71,20 @@ def write(decoder: Decoder, prompts: Sequence[Tokens], max_tokens: int) -> list[
         slots[row, list(prompt.slots.values())] = True
     allowed, follows = ALLOWED.to(device), FOLLOWS.to(device)
     numbers = torch.arange(NUM_TOKENS, device=device)
-    state, last, written = torch.zeros_like(lengths), torch.zeros_like(lengths), []
-    scores, memories = decoder.read(ids, forms, lengths, max_tokens)
+    is_number = (numbers >= FIRST_NUMBER) & (numbers < FIRST_SLOT)
+    state, last, done, written = *(torch.zeros_like(lengths) for _ in range(3)), []
+    scores, memory = decoder.read(ids, forms, lengths, max_tokens)
     for count in range(max_tokens):
         says_words = allowed[state, FIRST_WORD]  # where a word may stand, a word of this prompt may
         may = allowed[state] | (slots & says_words[:, None])
         may &= (state != LATER)[:, None] | (numbers > last[:, None])
+        may &= ~((state == COUNTED)[:, None] & is_number & (numbers != (FIRST_NUMBER + done)[:, None]))
         token = scores.float().masked_fill(~may, -torch.inf).argmax(-1)
         written.append(token)
         is_slot = (token >= FIRST_SLOT) & (token < FIRST_WORD)
         state = follows[state, torch.where(is_slot, FIRST_WORD, token)]
-        last = token
+        last, done = token, (done + (token == STOP)).clamp(max=NUMBERS - 1)
         if count + 1 == max_tokens or bool((state == DONE).all()):
             break
-        scores = decoder.step(token, lengths + count, memories)
+        scores = decoder.step(token, lengths + count, memory)
     return torch.stack(written, dim=1).tolist()

@@ -35,7 +35,7 @@ def sequences(**changes):
 
 def new_verbs(**changes):
     given = {"seed": 0, "num_new": 12, "num_pool": 40, "num_train": 50, "num_val": 20, "ticks": 7, "max_things": 3}
-    return NewVerbs(**{**given, "max_events": 3, "pool_events": 2, **changes})
+    return NewVerbs(**{**given, "min_events": 1, "max_events": 3, "pool_events": 2, **changes})
 
 
 def decoder(**changes):
@@ -159,13 +159,14 @@ def test_what_is_to_be_learned_leaves_out_what_would_be_guessed():
         {"caption": "It blicks.", "plan": [["red bar", "grow", None, [0, 1]]], "new": ["blick"], "verbs": [3]},
         {"caption": "It is blicking.", "plan": [["red bar", "grow", None, [0, 1]]], "new": ["blick"], "verbs": [6]},
     ]
-    tokens, wanted, explained, hints = encode(lessons)
+    tokens, wanted, explained, hints, verbs = encode(lessons)
     said = [i for i, token in enumerate(tokens.ids) if token == IDS["grow"]]
     assert [wanted[i] for i in said] == [False, True]
     assert explained == said[1:]
-    assert sum(wanted) == 2 * 8 - 1  # red bar PART grow 0 1 STOP END
+    assert sum(wanted) == 2 * 8 - 1  # red bar 0 grow 0 1 STOP END
     assert [tokens.ids[hint[0]] for hint in hints] == [tokens.slots["blick"]] * 2
-    assert [hint[4] for hint in hints] == [IGNORED, IDS["grow"]]
+    assert [hint[4] for hint in hints] == [IGNORED, IGNORED], "that is looked up later"
+    assert verbs == [[place - 1, tokens.slots["blick"]] for place in said]
     batch = batch_of([lessons, lessons[:1]], length=20)
     assert batch.hints[:, :2].tolist() == [[0, 2], [0, 16], [1, 2]]
     assert batch.ids.shape == (2, 20)
@@ -197,14 +198,14 @@ def test_step_by_step_is_as_all_at_once():
     )
     for row, p in enumerate(prompts):
         ids[row, : len(p)], forms[row, : len(p)] = torch.tensor(p.ids), torch.tensor(p.forms)
-    scores, memories = net.read(ids, forms, lengths, 5)
+    scores, memory = net.read(ids, forms, lengths, 5)
     for i in range(6):
         for row, p in enumerate(prompts):
             whole = torch.tensor([p.ids + more[row, :i].tolist()]), torch.tensor([p.forms + [0] * i])
-            expected = net.head(net(*whole)[:, -1])[0]
+            expected = net(*whole)[0, -1]
             assert torch.allclose(scores[row], expected, atol=1e-4), (i, row)
         if i < 5:
-            scores = net.step(more[:, i], lengths + i, memories)
+            scores = net.step(more[:, i], lengths + i, memory)
 
 
 @torch.no_grad()
@@ -231,7 +232,7 @@ def test_every_parameter_learns():
     net = decoder().train()
     lessons = [sequences().item("train", i)["lessons"] for i in range(4)]
     batch = batch_of(lessons, net.length)
-    net.head(net(batch.ids, batch.forms)).square().mean().backward()
+    net(batch.ids, batch.forms).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
