@@ -58,12 +58,15 @@ class Scene:
     events: tuple[int, ...]
 
 
-def captions(script: Script, seed: int, count: int, reordered_share: float = 0.5) -> tuple[str, ...]:
+REORDERED = 0.5  # share of captions, unless somebody asks for another
+
+
+def captions(script: Script, seed: int, count: int, reordered_share: float = REORDERED) -> tuple[str, ...]:
     """The texts of `tell`."""
     return tuple(caption.text for caption in tell(script, seed, count, reordered_share))
 
 
-def tell(script: Script, seed: int, count: int, reordered_share: float = 0.5) -> tuple[Caption, ...]:
+def tell(script: Script, seed: int, count: int, reordered_share: float = REORDERED) -> tuple[Caption, ...]:
     """Distinct paraphrases: `count` of them, or fewer if the script cannot be told in so many ways.
 
     Where there are events to reorder, `reordered_share` of any number of captions has another text order than time

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from data.records import Record
-from data.shapes.grammar import scene_captions, scenes, tell
+from data.shapes.grammar import REORDERED, scene_captions, scenes, tell
 from data.shapes.motion import frame_times, trajectory
 from data.shapes.render import paint
 from data.shapes.sampling import SPLITS, check, sample_script
@@ -46,9 +46,10 @@ class ShapesSource:
         rests: bool,
         sizes: Sequence[str],
         num_captions: int,
+        reordered: float,
     ):
         self.seed, self.height, self.width, self.frames, self.fps = seed, height, width, frames, fps
-        self.num_captions = num_captions
+        self.num_captions, self.reordered = num_captions, reordered
         self.counts = dict(zip(SPLITS, (num_train, num_val, num_test, num_heldout), strict=True))
         self.settings = ScriptSettings(
             ticks,
@@ -84,6 +85,9 @@ class ShapesSource:
             raise ConfigError(
                 "a clip needs a caption", key="data.source.num_captions", got=num_captions, allowed=">= 1"
             )
+        if not 0 <= reordered <= 1:
+            what = "a share of the captions"
+            raise ConfigError(what, key="data.source.reordered", got=reordered, allowed="0 to 1")
         if not fps > 0:
             raise ConfigError("no clip has this frame rate", key="data.source.fps", got=fps, allowed="> 0")
 
@@ -102,7 +106,7 @@ class ShapesSource:
         states = trajectory(script, frame_times(self.frames, script.ticks))
         picture = paint(script, states, self.height, self.width)
         extras, arrays = truth(script, picture)
-        told = tell(script, self.seed, self.num_captions)
+        told = tell(script, self.seed, self.num_captions, self.reordered)
         # Which words speak of which thing, in which order the events are told: one entry for each caption.
         extras["caption_truth"] = [caption.to_json() for caption in told]
         parts = zip(scenes(script), scene_captions(script, self.seed), strict=True)
@@ -133,4 +137,4 @@ class ShapesSource:
             "script": {name: list(value) if isinstance(value, tuple) else value for name, value in script.items()},
             "counts": self.counts,
             "num_captions": self.num_captions,
-        }
+        } | ({} if self.reordered == REORDERED else {"reordered": self.reordered})

@@ -47,7 +47,7 @@ SOURCE = {
     "seed": 0, "num_train": 5, "num_val": 2, "num_test": 0, "num_heldout": 1, "height": 32, "width": 32, "frames": 8,
     "fps": 8.0, "ticks": 7, "min_things": 1, "max_things": 3, "min_events": 1, "max_events": 7, "textured": 0.5,
     "num_captions": 2, "shades": ["dark", "grey", "light"], "scatter": 1.0, "tilted": True,
-    "rests": True, "sizes": ["small", "medium", "large"],
+    "rests": True, "sizes": ["small", "medium", "large"], "reordered": 0.5,
 }  # fmt: skip
 
 
@@ -324,6 +324,7 @@ def test_where_nothing_rests_events_fill_the_clip():
         ({"shades": ["dark", "pink"]}, "data.source.shades"),
         ({"shades": []}, "data.source.shades"),
         ({"sizes": ["huge"]}, "data.source.sizes"),
+        ({"reordered": -0.1}, "data.source.reordered"),
         ({"scatter": 1.5}, "data.source.scatter"),
     ],
 )
