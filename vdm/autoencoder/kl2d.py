@@ -22,15 +22,24 @@ from vdm.autoencoder.published import WEIGHTS, read_config, settings_from_diffus
 from vdm.bounds import PositiveInt
 from vdm.checkpoint import LoadReport, load_weights
 from vdm.errors import ConfigError, RunError
+from vdm.layers.lean import group_norm, linear_add, norm_conv
+from vdm.layers.subpixel import upsampled_conv
 
 log = logging.getLogger(__name__)
 
 # Names before and after diffusers unified its attention.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
+IN_CACHE = 2  # frames at once on a CPU: more of them leave its caches between two layers
+
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def _conv(x: Tensor, conv: nn.Module) -> Tensor:
+    """Of frames `b h w c`: a view of them is a channels-last image."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -39,11 +48,12 @@ class ResidualBlock(nn.Module):
         self.norm1, self.conv1 = _norm(channels_in, groups), nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm2, self.conv2 = _norm(channels_out, groups), nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out
-        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.conv_shortcut = None if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(y)))
+        y = norm_conv(x, self.norm1, self.conv1)
+        skip = x if self.conv_shortcut is None else _conv(x, self.conv_shortcut)
+        return norm_conv(y, self.norm2, self.conv2, add=skip)
 
 
 class Attention(nn.Module):
@@ -56,9 +66,10 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        y = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")
+        rows = x.flatten(1, 2)[:, None]  # b 1 (h w) c
+        y = group_norm(rows, self.group_norm)
         y = F.scaled_dot_product_attention(self.to_q(y), self.to_k(y), self.to_v(y))
-        return x + rearrange(self.to_out[0](y), "b 1 (h w) c -> b c h w", h=x.shape[2])
+        return linear_add(y, self.to_out[0], add=x)
 
 
 class Middle(nn.Module):
@@ -80,7 +91,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # the published networks pad right and bottom only
+        return _conv(F.pad(x, (0, 0, 0, 1, 0, 1)), self.conv)  # the published networks pad right and bottom only
 
 
 class Upsample(nn.Module):
@@ -89,7 +100,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return upsampled_conv(x, self.conv)
 
 
 class Level(nn.Module):
@@ -122,10 +133,10 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = _conv(x, self.conv_in)
         for level in self.down_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return norm_conv(self.mid_block(x), self.conv_norm_out, self.conv_out)
 
 
 class Decoder(nn.Module):
@@ -143,10 +154,10 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
+        x = self.mid_block(_conv(x, self.conv_in))
         for level in self.up_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return norm_conv(x, self.conv_norm_out, self.conv_out)
 
 
 class KL2dAutoencoder(VideoAutoencoder):
@@ -193,18 +204,21 @@ class KL2dAutoencoder(VideoAutoencoder):
         return self.decoder.conv_out.weight
 
     def _encode(self, video: Tensor) -> Tensor:
-        return self._by_frame(video, lambda x: self.quant_conv(self.encoder(x)))
+        return self._by_frame(video, lambda x: _conv(self.encoder(x), self.quant_conv))
 
     def _decode(self, raw: Tensor) -> Tensor:
-        return self._by_frame(raw, lambda x: self.decoder(self.post_quant_conv(x)))
+        return self._by_frame(raw, lambda x: self.decoder(_conv(x, self.post_quant_conv)))
 
     def _by_frame(self, video: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        frames = rearrange(video, "b c t h w -> (b t) c h w")
-        if self.frames_per_slice is None or torch.is_grad_enabled():  # slices save nothing when a graph is kept
+        frames = rearrange(video, "b c t h w -> (b t) h w c").contiguous()
+        size = self.frames_per_slice
+        if video.device.type == "cpu":
+            size = min(size or IN_CACHE, IN_CACHE)
+        if size is None or torch.is_grad_enabled():  # slices save nothing when a graph is kept
             out = function(frames)
         else:
-            out = torch.cat([function(part) for part in frames.split(self.frames_per_slice)])
-        return rearrange(out, "(b t) c h w -> b c t h w", b=video.shape[0])
+            out = torch.cat([function(part) for part in frames.split(size)])
+        return rearrange(out, "(b t) h w c -> b c t h w", b=video.shape[0])
 
     @classmethod
     def from_diffusers(cls, folder: str | Path, *, frames_per_slice: int | None = None) -> KL2dAutoencoder:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vdm.layers.product import product
+
 aten = torch.ops.aten
 
 
@@ -61,21 +63,26 @@ def norm_linear(x: Tensor, norm: nn.GroupNorm | nn.LayerNorm, linear: nn.Linear)
     return _GroupNormThen.apply(x, gain, offset, weight, bias, norm.num_groups, norm.eps, None, 0.0, False)
 
 
+def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """The norm by itself, over every axis but the first and last."""
+    return _normalise(x, *_affine(norm, None), norm.num_groups, norm.eps)
+
+
 def geglu_linear(x: Tensor, linear: nn.Linear, *, add: Tensor) -> Tensor:
     """`linear(value * gelu(gate)) + add` where x holds value and gate side by side (Shazeer, 2020)."""
-    weight, bias, rows = _cast(linear.weight, x), _cast(linear.bias, x), x.flatten(0, -2)
+    weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
     if torch.compiler.is_compiling():
-        value, gate = rows.chunk(2, dim=-1)
-        out = F.linear(value * F.gelu(gate), weight, bias)
-    else:
-        out = _GegluLinear.apply(rows, weight, bias)
-    return out.add_(add.reshape(out.shape)).view(add.shape)
+        value, gate = x.chunk(2, dim=-1)
+        return F.linear(value * F.gelu(gate), weight, bias) + add
+    return _GegluLinear.apply(x, weight, bias, add)
 
 
 def linear_add(x: Tensor, linear: nn.Linear, *, add: Tensor) -> Tensor:
-    """`linear(x) + add`. The sum is in place on the matrix product, not on a view of it: autograd copies for views."""
-    out = linear(x.reshape(-1, x.shape[-1]))
-    return out.add_(add.reshape(out.shape)).view(add.shape)
+    """`linear(x) + add`. `add` may have its rows in other axes than x."""
+    weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias).view(add.shape) + add
+    return _LinearAdd.apply(x, weight, bias, add)
 
 
 def drop_mask(shape: torch.Size, dropout: float, device: torch.device) -> Tensor:
@@ -99,7 +106,7 @@ class _GroupNormThen(torch.autograd.Function):
             activated.mul_(mask)
         ctx.save_for_backward(x, gain, scale, shift, mean, rstd, mask, weight)
         ctx.settings = (groups, padding, silu, bias is not None)
-        return _product(activated, weight, bias, padding)
+        return _conv_or_linear(activated, weight, bias, padding)
 
     @staticmethod
     @once_differentiable
@@ -127,7 +134,7 @@ class _LayerNormLinear(torch.autograd.Function):
         normalised, mean, rstd = aten.native_layer_norm(x, x.shape[-1:], gain, offset, eps)
         ctx.save_for_backward(x, gain, offset, weight, mean, rstd)
         ctx.settings = (eps, bias is not None)
-        return F.linear(normalised, weight, bias)
+        return product(normalised, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -147,11 +154,11 @@ class _LayerNormLinear(torch.autograd.Function):
 
 class _GegluLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, add):
         value, gate = x.chunk(2, dim=-1)
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return F.linear(F.gelu(gate).mul_(value), weight, bias)
+        return product(F.gelu(gate).mul_(value), weight, bias, add=add)
 
     @staticmethod
     @once_differentiable
@@ -168,12 +175,27 @@ class _GegluLinear(torch.autograd.Function):
         d_value, d_gate = d_x.chunk(2, dim=-1)
         torch.mul(d_hidden, activated, out=d_value)
         aten.gelu_backward.grad_input(d_hidden.mul_(value), gate, grad_input=d_gate)
-        return d_x, d_weight, d_bias
+        return d_x, d_weight, d_bias, grad
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] | None) -> Tensor:
+class _LinearAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, add):
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return product(x, weight, bias, add=add)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        d_x, d_weight, d_bias = _product_backward(grad, x, weight, None, ctx.needs_input_grad[1], ctx.has_bias)
+        return d_x, d_weight, d_bias, grad
+
+
+def _conv_or_linear(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] | None) -> Tensor:
     if padding is None:
-        return F.linear(x, weight, bias)
+        return product(x, weight, bias)
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding)
 
 
@@ -184,7 +206,7 @@ def _product_backward(
     biased = biased and trained
     if padding is None:
         rows = grad.reshape(-1, grad.shape[-1])
-        d_x = (rows @ weight).view(x.shape)
+        d_x = product(rows, weight.T).view(x.shape)
         return d_x, rows.T @ x.reshape(-1, x.shape[-1]) if trained else None, rows.sum(0) if biased else None
     sizes = [weight.shape[0]] if biased else None
     d_x, d_weight, d_bias = aten.convolution_backward(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdm.layers.lean import norm_conv
+from vdm.layers.subpixel import upsampled_conv
 
 TimeConditioning = Literal["add", "scale_shift"]
 
@@ -66,5 +66,4 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        frames = F.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest")
-        return self.conv(frames).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        return upsampled_conv(x.flatten(0, 1), self.conv).unflatten(0, x.shape[:2])
