@@ -38,7 +38,7 @@ from dysen.action_plan import Plan
 from dysen.demonstrations import Demonstration, RandomSelector, Selector, demonstration_of
 from dysen.icl.features import HashedWords
 from dysen.icl.rewards import is_exact, order_accuracy, plan_f1
-from dysen.icl.selectors import NearestSelector
+from dysen.icl.selectors import NearestSelector, policy_of_run
 from dysen.imagination import Question
 from dysen.llm.base import Answer, LanguageModel
 from dysen.llm.local import TransformersModel
@@ -215,6 +215,8 @@ def quality(given: argparse.Namespace) -> None:
         "random": RandomSelector(pool=pool, shots=given.shots, seed=0),
         "nearest": NearestSelector(pool=pool, shots=given.shots, features=words),
     }
+    if "policy" in given.selectors:
+        selectors["policy"] = policy_of_run(run=given.policy, output_root=given.outputs, shots=given.shots)
     model = build(given.model, share_prefix=True, given=given)
     print(f"{given.model}: {len(asked)} captions of {given.split}, {given.shots} of {len(pool)} demonstrations")
     print(
@@ -276,6 +278,10 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--pool", type=int, default=200, help="quality: clips of the train split to choose from")
     parser.add_argument("--selectors", nargs="*", default=["random", "nearest"])
+    parser.add_argument(
+        "--policy", help="quality: the run of stage=planner for `--selectors policy`, which brings its pool"
+    )
+    parser.add_argument("--outputs", default="outputs", help="where runs are")
     parser.add_argument("--served", nargs="*", default=["random"], help="quality: also through a server")
     parser.add_argument("--served-captions", type=int, help="only so many of them")
     given = parser.parse_args()

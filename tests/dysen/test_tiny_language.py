@@ -12,7 +12,7 @@ from dysen.imagination import Question
 from dysen.parsing_answers import parse_graph, parse_plan
 from dysen.prompts import plan_prompt
 from dysen.replies import PlanReply, SceneReply
-from dysen.tiny.decoder import Decoder
+from dysen.tiny.decoder import Decoder, Lookup
 from dysen.tiny.lessons import IGNORED, batch_of, encode
 from dysen.tiny.model import TinyModel, read_prompt
 from dysen.tiny.vocabulary import CAPTION, FIRST_SLOT, FIRST_WORD, IDS, PLAN, SLOTS, UNKNOWN, WORDS, Tokens, plan_of
@@ -106,6 +106,27 @@ def test_sequences_differ_and_give_new_words_to_what_returns():
                 explained, guessed = explained + (verb in known), guessed + (verb not in known)
                 known.add(verb)
     assert explained > 40
+
+
+def test_guessing_the_most_frequent_action_is_of_no_use():
+    """Where few actions returned, a model said the one it had seen most often and never looked anything up."""
+    source, right, count = sequences(max_things=1, max_events=1, num_lessons=(8, 8)), 0, 0
+    for index in range(60):
+        told = [lesson["plan"][0][1] for lesson in source.item("train", index)["lessons"]]
+        returned = [action for place, action in enumerate(told[:-1]) if told[-1] in told[:-1]]
+        count += bool(returned)
+        right += bool(returned) and max(returned, key=returned.count) == told[-1]
+    assert count > 40
+    assert right / count < 0.5
+
+
+def test_captions_tell_at_most_four_events_of_a_thing():
+    one = {"max_things": 1, "ticks": 8}
+    longest = [len(new_verbs(**one, min_events=4, max_events=4).item("val", i)["plan"]) for i in range(5)]
+    assert longest == [4] * 5
+    for changes in ({"max_events": 5, "ticks": 12}, {"max_events": 4, "ticks": 7}):
+        with pytest.raises(ConfigError, match="events"):
+            new_verbs(**{**one, **changes})
 
 
 # ---- tokens -----------------------------------------------------------------------------------------------------------
@@ -226,6 +247,18 @@ def test_plans_are_written_forwards_and_captions_read_both_ways():
     whole = differs(caption + 3)
     assert not whole[:caption].any()
     assert whole[caption + 1]
+
+
+@torch.no_grad()
+def test_a_lookup_continues_as_it_was_continued_where_the_same_was_named():
+    lookup, names = Lookup(width=64), torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(0))
+    names[0, 4] = names[0, 1]
+    after, seen = torch.arange(100, 112).view(2, 6), torch.ones(6, 6, dtype=torch.bool).tril(-1).expand(2, 6, 6)
+    said = lookup(torch.zeros(2, 6, 64), names, names, after, seen)
+    assert said[0, 4].argmax() == after[0, 1]
+    assert said[0, 4].max() > 3.5
+    assert said[1].max() < 1.0, "nothing like it was named"
+    assert not said[:, 0].any()
 
 
 def test_every_parameter_learns():
