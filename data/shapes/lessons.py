@@ -79,6 +79,17 @@ def nonsense(chances: Chances, count: int) -> list[str]:
     return list(found)
 
 
+def draw_lexicon(seed: int, count: int, *, things: int, late: bool) -> Lexicon:
+    """New verbs for some of the actions that so many things can do; `late` are those beside another event."""
+    possible = [a for a in ACTIONS if (late or a not in LATE) and (things > 1 or a not in TARGETED)]
+    if count > len(possible):
+        what = "more new verbs than actions that captions can have"
+        raise ConfigError(what, key="number of new verbs", got=count, allowed=f"<= {len(possible)}")
+    chances = Chances(np.random.default_rng([seed, 9]))
+    actions = chances.shuffled(possible)[:count]
+    return dict(zip(actions, nonsense(chances, count), strict=True))
+
+
 class Teller(Speaker):
     """Speaks with the words of a lexicon."""
 
@@ -113,6 +124,17 @@ def tell_lesson(script: Script, chances: Chances, lexicon: Lexicon, *, reordered
     rows = tuple((names[e.agent], e.action, None if e.target is None else names[e.target], time) for e, time in events)
     new = tuple(lexicon.get(e.action) for e, _ in events)
     return Lesson(text, rows, new, tuple(verbs.get(i) for i in teller.told))
+
+
+def retell(script: Script, seed: int, count: int, reordered_share: float, lexicon: Lexicon) -> tuple[str, ...]:
+    """Distinct captions of a clip in the words of a lexicon, as `grammar.tell` tells them in known ones."""
+    found: dict[str, None] = {}
+    for number in range(TRIES * count):
+        chances = Chances(np.random.default_rng([seed, script.seed, number, 2]))
+        found[tell_lesson(script, chances, lexicon, reordered=chances.uniform() < reordered_share).caption] = None
+        if len(found) == count:
+            break
+    return tuple(found)
 
 
 def _written(sentences: list[str]) -> tuple[str, dict[int, int]]:
@@ -256,20 +278,13 @@ class NewVerbs:
         max_events: PositiveInt,
         pool_events: PositiveInt,
     ):
-        events, things = min(max_events, pool_events), max_things
-        possible = [a for a in ACTIONS if (events > 1 or a not in LATE) and (things > 1 or a not in TARGETED)]
-        if num_new > len(possible):
-            raise ConfigError("more new verbs than actions that captions and candidates can have",
-                              key="texts.source.num_new", got=num_new, allowed=f"<= {len(possible)}")  # fmt: skip
         self.seed, self.num_pool = seed, num_pool
         self.settings = ScriptSettings(ticks, 1, max_things, min_events, max_events, 0.0)
         self.pool_settings = ScriptSettings(ticks, 1, max_things, 1, pool_events, 0.0)
         check_told(self.settings)
         check_told(self.pool_settings)
         self.sizes = {"train": num_train, "val": num_val}
-        chances = Chances(np.random.default_rng([seed, 9]))
-        actions = chances.shuffled(possible)[:num_new]
-        self.lexicon: Lexicon = dict(zip(actions, nonsense(chances, num_new), strict=True))
+        self.lexicon = draw_lexicon(seed, num_new, things=max_things, late=min(max_events, pool_events) > 1)
 
     def item(self, split: str, index: int) -> dict[str, Any]:
         """A caption of a split with its plan."""

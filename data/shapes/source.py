@@ -8,6 +8,7 @@ from typing import Any
 
 from data.records import Record
 from data.shapes.grammar import REORDERED, scene_captions, scenes, tell
+from data.shapes.lessons import draw_lexicon, retell
 from data.shapes.motion import frame_times, trajectory
 from data.shapes.render import paint
 from data.shapes.sampling import SPLITS, check, sample_script
@@ -47,6 +48,7 @@ class ShapesSource:
         sizes: Sequence[str],
         num_captions: int,
         reordered: float,
+        new_verbs: int,
     ):
         self.seed, self.height, self.width, self.frames, self.fps = seed, height, width, frames, fps
         self.num_captions, self.reordered = num_captions, reordered
@@ -90,6 +92,7 @@ class ShapesSource:
             raise ConfigError(what, key="data.source.reordered", got=reordered, allowed="0 to 1")
         if not fps > 0:
             raise ConfigError("no clip has this frame rate", key="data.source.fps", got=fps, allowed="> 0")
+        self.lexicon = draw_lexicon(seed, new_verbs, things=max_things, late=rests)
 
     def splits(self) -> tuple[str, ...]:
         """Those that have clips."""
@@ -106,9 +109,13 @@ class ShapesSource:
         states = trajectory(script, frame_times(self.frames, script.ticks))
         picture = paint(script, states, self.height, self.width)
         extras, arrays = truth(script, picture)
-        told = tell(script, self.seed, self.num_captions, self.reordered)
-        # Which words speak of which thing, in which order the events are told: one entry for each caption.
-        extras["caption_truth"] = [caption.to_json() for caption in told]
+        if self.lexicon:
+            captions = retell(script, self.seed, self.num_captions, self.reordered, self.lexicon)
+        else:
+            told = tell(script, self.seed, self.num_captions, self.reordered)
+            captions = tuple(caption.text for caption in told)
+            # Which words speak of which thing, in which order the events are told: one entry for each caption.
+            extras["caption_truth"] = [caption.to_json() for caption in told]
         parts = zip(scenes(script), scene_captions(script, self.seed), strict=True)
         extras["scenes"] = [
             {"start": scene.start, "end": scene.end, "events": list(scene.events), "caption": caption}
@@ -116,7 +123,7 @@ class ShapesSource:
         ]
         return Record(
             key=f"shapes-{split}-{index:07d}",
-            captions=tuple(caption.text for caption in told),
+            captions=captions,
             frames=picture.frames,
             fps=self.fps,
             source={"world": WORLD, "seed": self.seed, "split": split, "index": index},
@@ -137,4 +144,8 @@ class ShapesSource:
             "script": {name: list(value) if isinstance(value, tuple) else value for name, value in script.items()},
             "counts": self.counts,
             "num_captions": self.num_captions,
-        } | ({} if self.reordered == REORDERED else {"reordered": self.reordered})
+        } | self._unusual()
+
+    def _unusual(self) -> dict[str, Any]:
+        reordered = {} if self.reordered == REORDERED else {"reordered": self.reordered}
+        return reordered | ({"lexicon": dict(self.lexicon)} if self.lexicon else {})

@@ -27,7 +27,7 @@ def stored(tmp_path_factory):
     size = {"height": 32, "width": 32, "frames": 8, "fps": 8.0, "ticks": 7, "num_captions": 2}
     script = {"min_things": 1, "max_things": 3, "min_events": 1, "max_events": 7, "textured": 0.5}
     script |= {"shades": ["dark", "grey", "light"], "scatter": 1.0, "tilted": True}
-    script |= {"rests": True, "sizes": ["small", "medium", "large"], "reordered": 0.5}
+    script |= {"rests": True, "sizes": ["small", "medium", "large"], "reordered": 0.5, "new_verbs": 0}
     stored_as = {"gop": 8, "crf": 12, "pixel_format": "yuv444p", "samples_per_shard": 100}
     store = StoreSettings(frames=8, height=32, width=32, fps=8.0, **stored_as)
     source = ShapesSource(seed=3, **counts, **size, **script)

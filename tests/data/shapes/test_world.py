@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.shapes.figures import PERIOD, REACH, distance
+from data.shapes.lessons import NewVerbs
 from data.shapes.motion import frame_times, trajectory
 from data.shapes.render import RGB, background, paint
 from data.shapes.sampling import SPLITS, sample_script
@@ -47,7 +48,7 @@ SOURCE = {
     "seed": 0, "num_train": 5, "num_val": 2, "num_test": 0, "num_heldout": 1, "height": 32, "width": 32, "frames": 8,
     "fps": 8.0, "ticks": 7, "min_things": 1, "max_things": 3, "min_events": 1, "max_events": 7, "textured": 0.5,
     "num_captions": 2, "shades": ["dark", "grey", "light"], "scatter": 1.0, "tilted": True,
-    "rests": True, "sizes": ["small", "medium", "large"], "reordered": 0.5,
+    "rests": True, "sizes": ["small", "medium", "large"], "reordered": 0.5, "new_verbs": 0,
 }  # fmt: skip
 
 
@@ -294,6 +295,30 @@ def test_a_calm_world_has_one_ground_and_upright_things_near_the_middle():
     assert ShapesSource(**(SOURCE | {"scatter": 0.3})).fingerprint()["script"]["scatter"] == 0.3
 
 
+def test_a_world_may_be_told_in_words_that_nobody_knows():
+    known = ShapesSource(**SOURCE).load(("train", 0))
+    source = ShapesSource(
+        **(SOURCE | {"new_verbs": 8, "max_things": 1, "max_events": 3, "rests": False, "reordered": 1.0})
+    )
+    assert len(source.lexicon) == 8
+    assert source.lexicon == NewVerbs(
+        seed=SOURCE["seed"], num_new=8, num_pool=4, num_train=1, num_val=1, ticks=7, max_things=1, min_events=1,
+        max_events=3, pool_events=1,
+    ).lexicon, "a pool explains the words of the clips"  # fmt: skip
+    told = 0
+    for index in range(12):
+        record = source.load(("train", index))
+        assert len(set(record.captions)) == len(record.captions)
+        for event in record.extras["script"]["events"]:
+            stem = source.lexicon.get(event["action"])
+            if stem is not None:
+                told += 1
+                assert all(stem in caption.lower() for caption in record.captions)
+    assert told > 5
+    assert source.fingerprint() != ShapesSource(**(SOURCE | {"new_verbs": 7})).fingerprint()
+    assert "caption_truth" in known.extras
+
+
 def test_where_nothing_rests_events_fill_the_clip():
     busy = replace(SETTINGS, ticks=4, max_things=1, max_events=2, rests=False, sizes=("large",))
     scripts = [sample_script(0, index, busy) for index in range(60)]
@@ -325,6 +350,7 @@ def test_where_nothing_rests_events_fill_the_clip():
         ({"shades": []}, "data.source.shades"),
         ({"sizes": ["huge"]}, "data.source.sizes"),
         ({"reordered": -0.1}, "data.source.reordered"),
+        ({"new_verbs": 99}, "number of new verbs"),
         ({"scatter": 1.5}, "data.source.scatter"),
     ],
 )
