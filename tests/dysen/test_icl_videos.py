@@ -131,7 +131,8 @@ def test_caption_likeness_rises_with_the_cosine(cosines):
     a, b, best = term.scores([outcome()] * 3)
     assert 0 <= a <= 1
     assert best == 1
-    assert (a > b) == (torch.tensor(cosines[0]) > torch.tensor(cosines[1]))
+    if abs(cosines[0] - cosines[1]) > 1e-6:  # below, both are one number in float32
+        assert (a > b) == (cosines[0] > cosines[1])
 
 
 def film(actions):
