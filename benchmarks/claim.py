@@ -1,0 +1,114 @@
+"""What knowing the order of events is worth: the shares of clips that show what their caption tells, in its order.
+
+Captions tell two or three events in another order than they happen, most of them in words that only demonstrations explain
+(data=shapes_new_verbs). For every seed two models of equal size are trained for equally many steps: one hears captions
+alone (a), one also hears scene graphs. The second is measured with the true graphs (b), and with those that a small
+language model planned from the captions, with demonstrations chosen by the trained policy (c) or at random (d).
+
+After experiment=quickstart (the autoencoder), data.precompute, quickstart_language and quickstart_planner on this data:
+  python benchmarks/claim.py --outputs outputs --datasets datasets/quickstart --seeds 0 1 2 --steps 1000
+Every step is a command of the README and continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+DATA = "shapes_new_verbs"
+SCORES = ("colour", "shape", "action", "timing", "order")
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
+ARMS = {
+    "a: captions alone": ("text", "none", None),
+    "b: true graphs": ("graphs", "gold", None),
+    "c: planned, demonstrations by the policy": ("graphs", "planned", "policy"),
+    "d: planned, random demonstrations": ("graphs", "planned", "random"),
+}
+HEARS = {  # equal networks: the one that hears captions alone has the others' parameters, and never any graph
+    "text": ["condition.scene_graph.drop_prob=1.0"],
+    "graphs": ["condition.scene_graph.drop_prob=0.1"],
+}
+
+
+def command(program: list[str], *arguments: str) -> None:
+    print("$ python", *program, *arguments, flush=True)
+    subprocess.run([sys.executable, *program, *arguments], check=True, env=os.environ)
+
+
+def train(model: str, seed: int, steps: int, paths: list[str], changes: list[str]) -> str:
+    run = f"claim-{model}-{seed}"
+    command(
+        ["train.py"], "experiment=quickstart_graphs", f"run.id={run}", f"seed={seed}", f"trainer.max_steps={steps}",
+        *HEARS[model], "trainer=cpu", "trainer.precision=bf16-mixed", *paths, *changes,
+    )  # fmt: skip
+    return run
+
+
+def plan(selector: str, clips: int, outputs: Path, paths: list[str], changes: list[str]) -> Path:
+    folder = outputs / f"claim-plans-{selector}"
+    if not (folder / "report.json").exists():
+        command(
+            ["-m", "dysen.plan"], f"data={DATA}", "split=test", "captions=first", f"limit={clips}", "planner=plain", "llm=tiny",
+            f"selector={selector}", f"output={folder}", "max_fallbacks=1.0", *paths, *changes,
+        )  # fmt: skip
+    return folder
+
+
+def measure(run: str, graphs: str, selector: str | None, clips: int, outputs: Path, paths: list[str]) -> dict:
+    name = f"claim_{selector or graphs}"
+    ending = "" if graphs == "gold" else f"-{graphs}"
+    place = outputs / run / "evaluation" / f"{name}{ending}" / "metrics.json"
+    plans = [] if selector is None else [f"protocol.plans.folder={outputs / f'claim-plans-{selector}'}"]
+    if not place.exists():
+        command(
+            ["evaluate.py"], "protocol=shapes", f"protocol.name={name}", f"run={run}", f"protocol.graphs={graphs}",
+            f"protocol.clips={clips}", *plans, *paths,
+        )  # fmt: skip
+    return json.loads(place.read_text())["metrics"]
+
+
+def interval(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--outputs", type=Path, required=True)
+    parser.add_argument("--datasets", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--arms", nargs="+", choices=[arm[0] for arm in ARMS], default=[arm[0] for arm in ARMS])
+    parser.add_argument("--pool", nargs="*", default=[], help="settings of the selectors, such as pool=<file>")
+    parser.add_argument("changes", nargs="*", help="settings of every training")
+    options = parser.parse_args()
+    paths = [f"paths.output_root={options.outputs}", f"paths.data_root={options.datasets}"]
+    arms = {name: arm for name, arm in ARMS.items() if name[0] in options.arms}
+    for _, _, selector in arms.values():
+        if selector is not None:
+            plan(selector, options.clips, options.outputs, paths, options.pool)
+    found: dict[str, list[dict]] = {name: [] for name in arms}
+    for seed in options.seeds:
+        for model in dict.fromkeys(model for model, _, _ in arms.values()):
+            run = train(model, seed, options.steps, paths, options.changes)
+            for name, (hears, graphs, selector) in arms.items():
+                if hears == model:
+                    found[name].append(measure(run, graphs, selector, options.clips, options.outputs, paths))
+    print(f"| {options.steps} steps, {options.clips} captions, {len(options.seeds)} seeds |", " | ".join(SCORES), "|")
+    print("|---" * (len(SCORES) + 1) + "|")
+    for name, rows in found.items():
+        print(f"| {name} |", " | ".join(interval([row[score] for row in rows]) for score in SCORES), "|")
+
+
+if __name__ == "__main__":
+    main()
