@@ -120,7 +120,7 @@ PLANNER = [
 def train(output, *words, check=True):
     command = [sys.executable, "train.py", *SMALL, f"paths.output_root={output}", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=check, env=environment)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=check, env=environment)
 
 
 @pytest.mark.slow
