@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from dysen.action_plan import Plan
 from dysen.icl.rewards import is_exact
 from dysen.tiny.decoder import Decoder
-from dysen.tiny.lessons import HINTS, IGNORED, batch_of
-from dysen.tiny.vocabulary import Tokens, plan_of
+from dysen.tiny.lessons import HINTS, IGNORED, LessonBatch, batch_of
+from dysen.tiny.vocabulary import CAPTION, PLAN, Tokens, plan_of
 from dysen.tiny.writing import write
 from vdm.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.stages.base import Stage
@@ -65,19 +65,21 @@ class LanguageStage(Stage):
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         lessons = batch_of(batch["extras"]["lessons"], self.language.length).to(self.device)
         wanted = lessons.wanted[:, 1:]
-        layers = self.language.after_layers(lessons.ids, lessons.forms)  # b n d each
+        layers, counted = self.language.after_layers(lessons.ids, lessons.forms)  # b n d each
         scores = self.language.scores(layers, lessons.ids)[:, :-1][wanted]
         true = lessons.ids[:, 1:][wanted]
         right = (scores.argmax(-1) == true).float()
         new = lessons.explained[:, 1:][wanted].float()
         plans, middle = F.cross_entropy(scores, true), self.language.middle
-        hints = self._hint_loss(layers[middle - 2], lessons.hints)
+        hints = self._hint_loss(layers[middle - 1], lessons.hints)
         verbs = self._verb_loss(layers[middle - 1], lessons.verbs)
+        counts = _count_loss(counted.scores, lessons)
         return {
-            "loss": plans + self.hint_weight * (hints + verbs),
+            "loss": plans + self.hint_weight * (hints + verbs + counts),
             "plans": plans,
             "hints": hints,
             "verbs": verbs,
+            "counts": counts,
             "tokens_right": right.mean(),
             "new_verbs_right": (right * new).sum() / new.sum().clamp(min=1),  # of those that a demonstration explains
         }
@@ -118,3 +120,11 @@ class LanguageStage(Stage):
             plan_of(ids, prompt.slots)
             for ids, prompt in zip(write(self.language, prompts, max(room, 1)), prompts, strict=True)
         ]
+
+
+def _count_loss(scores: Tensor, lessons: LessonBatch) -> Tensor:
+    """Which tokens of a caption are verbs that tell an event."""
+    is_verb = torch.zeros_like(scores)
+    is_verb[lessons.hints[:, 0], lessons.hints[:, 1]] = 1.0
+    inside = (lessons.ids == CAPTION).cumsum(1) > (lessons.ids == PLAN).cumsum(1)
+    return 10 * F.binary_cross_entropy_with_logits(scores[inside], is_verb[inside])

@@ -9,12 +9,13 @@ stood before and to continue as it was continued there, is built in: `Lookup`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dysen.tiny.vocabulary import CAPTION, NUM_FORMS, NUM_TOKENS, PLAN
+from dysen.tiny.vocabulary import CAPTION, FIRST_ORDINAL, NUM_FORMS, NUM_TOKENS, PLAN
 from vdm.bounds import PositiveInt
 from vdm.errors import ConfigError
 
@@ -42,6 +43,8 @@ class Memory:
     layers: list[LayerMemory]
     names: Tensor
     ids: Tensor
+    heard: Tensor  # b n d in the middle, of the prompt
+    verbs: Verbs
 
 
 class Layer(nn.Module):
@@ -107,6 +110,40 @@ class Layer(nn.Module):
         return x + self.out(F.gelu(self.hidden(self.norm2(x))))
 
 
+class Counter(nn.Module):
+    """Counts the verbs of a caption, so that an ordinal in its plan finds the verb it belongs to: what attention learns late,
+    a sum has at once. Which tokens count is learned; stage=language says which.
+    """
+
+    def __init__(self, *, width: int):
+        super().__init__()
+        self.counts = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Verbs:
+        """x b n d after the first layer."""
+        scores = self.counts(x)[..., 0].float()
+        captions = (ids == CAPTION).cumsum(1)
+        verbs = scores.sigmoid() * (captions > (ids == PLAN).cumsum(1))
+        before = F.pad(verbs.cumsum(1), (1, -1))  # none that stand here
+        begins = torch.where(ids == CAPTION, before, 0.0).cummax(1).values
+        return Verbs(scores, verbs, before - begins, captions)
+
+
+class Verbs(NamedTuple):
+    """For each token `b n`: the score of being a verb, the probability, verbs before it in its caption, and its caption."""
+
+    scores: Tensor
+    chances: Tensor
+    before: Tensor
+    captions: Tensor
+
+    def found(self, x: Tensor, ids: Tensor, captions: Tensor) -> Tensor:
+        """x b n d of the verb that belongs to each ordinal among ids `b q`, nothing for other tokens -> b q d."""
+        which = (ids - FIRST_ORDINAL)[..., None]
+        near = (1 - (self.before[:, None] - which).abs()).clamp(min=0) * (self.captions[:, None] == captions[..., None])
+        return (near * self.chances[:, None]).to(x.dtype) @ x
+
+
 class Lookup(nn.Module):
     """Where something like this was about to be said before, the token that followed there is the more likely now.
 
@@ -156,12 +193,13 @@ class Decoder(nn.Module):
         for layer in self.layers:
             nn.init.normal_(layer.out.weight, std=0.5 * (width * depth) ** -0.5)
         self.norm = nn.RMSNorm(width)
+        self.counter = Counter(width=width)
         self.lookup, self.middle = Lookup(width=width), depth // 2 + 1  # layers before a verb is found
         self.register_buffer("turns", rotation(length, width // heads // 4 * 2), persistent=False)
 
     def forward(self, ids: Tensor, forms: Tensor) -> Tensor:
         """b n -> scores b n v."""
-        layers = self.after_layers(ids, forms)
+        layers, _ = self.after_layers(ids, forms)
         return self.scores(layers, ids)
 
     def scores(self, layers: list[Tensor], ids: Tensor) -> Tensor:
@@ -172,13 +210,17 @@ class Decoder(nn.Module):
         after = F.pad(ids[:, 1:], (0, 1))
         return self.head(layers[-1]).float() + self.lookup(layers[-1], names, names, after, seen)
 
-    def after_layers(self, ids: Tensor, forms: Tensor) -> list[Tensor]:
+    def after_layers(self, ids: Tensor, forms: Tensor) -> tuple[list[Tensor], Verbs]:
         """b n d after each layer, as the head would read it."""
         x, seen, found = self._embedded(ids, forms), sight(ids), []
         for layer in self.layers:
             x = layer(x, self.turns[: ids.shape[1]], seen)
+            if not found:
+                verbs = self.counter(self.norm(x), ids)
+            if len(found) == self.middle - 1:
+                x = x + verbs.found(x, ids, verbs.captions)
             found.append(self.norm(x))
-        return found
+        return found, verbs
 
     def head(self, x: Tensor) -> Tensor:
         """Scores `... v`. A word is said by the vector that it is read by, so a layer can copy what it has not met."""
@@ -190,10 +232,14 @@ class Decoder(nn.Module):
         for number, layer in enumerate(self.layers, start=1):
             x, memory = layer.remember(x, self.turns[: ids.shape[1]], seen, lengths, room)
             layers.append(memory)
+            if number == 1:
+                verbs = self.counter(self.norm(x), ids)
             if number == self.middle:
+                heard = x
+                x = x + verbs.found(x, ids, verbs.captions)
                 names = self.lookup.name(self.norm(x))
         rows = torch.arange(len(x), device=x.device)
-        memory = Memory(layers, F.pad(names, (0, 0, 0, room)), F.pad(ids, (0, room)))
+        memory = Memory(layers, F.pad(names, (0, 0, 0, room)), F.pad(ids, (0, room)), heard, verbs)
         return self._next(x[rows, lengths - 1], names[rows, lengths - 1], lengths - 1, memory), memory
 
     def step(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
@@ -207,6 +253,7 @@ class Decoder(nn.Module):
         for number, (layer, own) in enumerate(zip(self.layers, memory.layers, strict=True), start=1):
             x = layer.step(x, self.turns[positions][:, None, None], positions, seen, own)
             if number == self.middle:
+                x = x + memory.verbs.found(memory.heard, ids[:, None], memory.verbs.captions[:, -1:])
                 name = self.lookup.name(self.norm(x[:, 0]))
         memory.names[rows, positions] = name
         return self._next(x[:, 0], name, positions, memory)

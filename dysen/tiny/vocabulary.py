@@ -31,10 +31,12 @@ move_left move_right move_up move_down move_up_left move_up_right move_down_left
 . ,
 """.split()  # noqa: SIM905
 PAD, CAPTION, PLAN, END, PART, STOP, UNKNOWN = range(7)  # STOP ends an event, PART begins its target
-NUMBERS = 64  # ticks, and which event of its plan one is
+NUMBERS = 64  # ticks
+ORDINALS = 64  # which event of its plan one is
 FIRST_NUMBER = UNKNOWN + 1
 SLOTS = 48
-FIRST_SLOT = FIRST_NUMBER + NUMBERS
+FIRST_ORDINAL = FIRST_NUMBER + NUMBERS
+FIRST_SLOT = FIRST_ORDINAL + ORDINALS
 FIRST_WORD = FIRST_SLOT + SLOTS
 NUM_TOKENS = FIRST_WORD + len(WORDS)
 IDS = {word: FIRST_WORD + i for i, word in enumerate(WORDS)}
@@ -75,14 +77,14 @@ class Tokens:
         return places
 
     def plan(self, plan: Plan) -> list[int]:
-        """agent number predicate [PART target] start end STOP ... END; where each predicate begins.
+        """agent ordinal predicate [PART target] start end STOP ... END; where each predicate begins.
 
-        The number of the event stands where its verb has to be found: counting events is hard to learn.
+        The ordinal of the event stands where its verb has to be found.
         """
         places = []
         for number, event in enumerate(plan.events):
             self.words(event.agent)
-            self.mark(FIRST_NUMBER + min(number, NUMBERS - 1))
+            self.mark(FIRST_ORDINAL + min(number, ORDINALS - 1))
             places.append(len(self))
             self.words(event.predicate)
             if event.target is not None:
@@ -136,13 +138,10 @@ def plan_of(ids: Sequence[int], slots: dict[str, int]) -> Plan | None:
                 agent, predicate, *target = (" ".join(part) for part in parts)
                 events[Event(agent, predicate, target[0] if target else None, *times)] = None
             parts, times = [[]], []
-        elif token == PART:
+        elif token == PART or FIRST_ORDINAL <= token < FIRST_SLOT:
             parts.append([])
-        elif FIRST_NUMBER <= token < FIRST_SLOT:
-            if len(parts) == 1:
-                parts.append([])
-            else:
-                times.append(token - FIRST_NUMBER)
+        elif FIRST_NUMBER <= token < FIRST_ORDINAL:
+            times.append(token - FIRST_NUMBER)
         elif token in names:
             parts[-1].append(names[token])
     return Plan(tuple(events)) if events else None

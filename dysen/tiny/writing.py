@@ -11,10 +11,12 @@ from dysen.tiny.decoder import Decoder
 from dysen.tiny.vocabulary import (
     END,
     FIRST_NUMBER,
+    FIRST_ORDINAL,
     FIRST_SLOT,
     FIRST_WORD,
     NUM_TOKENS,
     NUMBERS,
+    ORDINALS,
     PAD,
     PART,
     STOP,
@@ -22,12 +24,12 @@ from dysen.tiny.vocabulary import (
     Tokens,
 )
 
-# agent number predicate [PART target] start end STOP ... END: (state, kind of token) -> state
-WORD, NUMBER = -1, -2
+# agent ordinal predicate [PART target] start end STOP ... END: (state, kind of token) -> state
+WORD, NUMBER, ORDINAL = -1, -2, -3
 GRAMMAR = {
     (0, WORD): 1,
     (1, WORD): 1,
-    (1, NUMBER): 2,
+    (1, ORDINAL): 2,
     (2, WORD): 3,
     (3, WORD): 3,
     (3, PART): 4,
@@ -41,14 +43,18 @@ GRAMMAR = {
     (8, END): 9,
     (9, PAD): 9,
 }
-DONE, COUNTED, LATER = 9, 1, 6  # the next number is that of the event; or above the one before
+DONE, LATER = 9, 6  # LATER: a number above the one before
 
 
 def _tables() -> tuple[Tensor, Tensor]:
     """states x tokens: what may follow, and the state after it."""
     follows = torch.full((DONE + 1, NUM_TOKENS), -1)
     words = [FIRST_WORD + i for i, word in enumerate(WORDS) if word[0].isalnum()]
-    kinds = {WORD: words, NUMBER: list(range(FIRST_NUMBER, FIRST_NUMBER + NUMBERS))}
+    kinds = {
+        WORD: words,
+        NUMBER: list(range(FIRST_NUMBER, FIRST_ORDINAL)),
+        ORDINAL: list(range(FIRST_ORDINAL, FIRST_SLOT)),
+    }
     for (state, kind), after in GRAMMAR.items():
         follows[state, kinds.get(kind, [kind])] = after
     follows[[3, 5], FIRST_NUMBER + NUMBERS - 1] = -1  # nothing would be left to end at
@@ -71,19 +77,19 @@ def write(decoder: Decoder, prompts: Sequence[Tokens], max_tokens: int) -> list[
         slots[row, list(prompt.slots.values())] = True
     allowed, follows = ALLOWED.to(device), FOLLOWS.to(device)
     numbers = torch.arange(NUM_TOKENS, device=device)
-    is_number = (numbers >= FIRST_NUMBER) & (numbers < FIRST_SLOT)
+    is_ordinal = (numbers >= FIRST_ORDINAL) & (numbers < FIRST_SLOT)
     state, last, done, written = *(torch.zeros_like(lengths) for _ in range(3)), []
     scores, memory = decoder.read(ids, forms, lengths, max_tokens)
     for count in range(max_tokens):
         says_words = allowed[state, FIRST_WORD]  # where a word may stand, a word of this prompt may
         may = allowed[state] | (slots & says_words[:, None])
         may &= (state != LATER)[:, None] | (numbers > last[:, None])
-        may &= ~((state == COUNTED)[:, None] & is_number & (numbers != (FIRST_NUMBER + done)[:, None]))
+        may &= ~(is_ordinal & (numbers != (FIRST_ORDINAL + done)[:, None]))
         token = scores.float().masked_fill(~may, -torch.inf).argmax(-1)
         written.append(token)
         is_slot = (token >= FIRST_SLOT) & (token < FIRST_WORD)
         state = follows[state, torch.where(is_slot, FIRST_WORD, token)]
-        last, done = token, (done + (token == STOP)).clamp(max=NUMBERS - 1)
+        last, done = token, (done + (token == STOP)).clamp(max=ORDINALS - 1)
         if count + 1 == max_tokens or bool((state == DONE).all()):
             break
         scores = decoder.step(token, lengths + count, memory)
