@@ -21,7 +21,7 @@ echo "== 3. stage=vdm: captions to latents, which are encoded once"
 "$PYTHON" -m data.precompute data=shapes_calm "run=$OUTPUTS/quickstart-autoencoder" "${PATHS[@]}"
 # Two processes of one thread each: layers this small gain nothing from a second thread.
 OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node=2 train.py experiment=quickstart_vdm \
-  trainer=ddp trainer.accelerator=cpu trainer.devices=2 trainer.strategy=ddp trainer.precision=32-true data.batch_size=8 \
+  trainer=ddp trainer.accelerator=cpu trainer.devices=2 trainer.strategy=ddp trainer.precision=bf16-mixed data.batch_size=8 \
   "${PATHS[@]}" "$@"
 
 echo "== 4. What it shows for captions of clips it has never seen"

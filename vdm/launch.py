@@ -11,13 +11,20 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,11 +50,10 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
         try:
             lineage.adopt(cfg)
             config.check(cfg, _top_level(config_name))
-            return task(cfg)
-        except (
-            UserError
-        ) as error:  # said here: Hydra would add a line of its own, and a sweep goes on with the next job
-            _say(error)
+            with plain_errors():
+                return task(cfg)
+        except UserError as error:
+            _say(error)  # here, because Hydra would add a line of its own, and a sweep goes on with the next job
             failed = True
             return None
 
@@ -61,6 +67,17 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
         failed = True
     if failed:
         sys.exit(USER_ERROR)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What constructors say as they say it, without Hydra's words around it."""
+    try:
+        yield
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
 
 
 def _top_level(config_name: str) -> set[str]:

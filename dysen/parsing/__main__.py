@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from vdm.errors import ConfigError, DataError, UserError
+from vdm.errors import ConfigError, DataError
 from vdm.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -34,17 +34,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def _built(node: DictConfig) -> Any:
-    """What a part of the configuration names; its errors as they are, without Hydra's words around them."""
+    """What a part of the configuration names."""
     # Late, because some parsers bring torch, and a misspelt key should be answered before.
-    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+    return instantiate(node, _convert_="all")
 
 
 def _one(cfg: DictConfig) -> None:

@@ -17,7 +17,7 @@ from dysen.parsing.__main__ import main
 from dysen.planning_corpus import PlannedGraphs
 from vdm import config
 from vdm.errors import ConfigError, DataError, RunError
-from vdm.launch import CONF
+from vdm.launch import CONF, plain_errors
 from vdm.video import save_mp4
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def test_stopped_in_the_middle_and_continued_equals_undisturbed(shapes_root, tmp
         return parse(self, clip, tally)
 
     monkeypatch.setattr(CorpusParser, "parse", dies)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit), plain_errors():
         main(compose(*settings, f"output={tmp_path}/stormy"))
     assert not list((tmp_path / "stormy").glob("*.partial"))
     assert not (tmp_path / "stormy" / "report.json").exists()
@@ -100,7 +100,7 @@ def test_stopped_in_the_middle_and_continued_equals_undisturbed(shapes_root, tmp
     assert len(count) == 36 + 8, "the 32 clips of a finished shard are not parsed again"
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("calm", "stormy")]
     assert [{**content, "this_run": None} for content in reports][0] == {**reports[1], "this_run": None}
-    with pytest.raises(RunError, match="another parser"):
+    with pytest.raises(RunError, match="another parser"), plain_errors():
         main(compose(*settings, f"output={tmp_path}/stormy", "merging.max_gap=2"))
 
 
@@ -144,14 +144,14 @@ def test_one_video_becomes_json_and_a_drawing(tmp_path):
 )
 def test_wrong_settings(tmp_path, monkeypatch, overrides, error, said):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=said), plain_errors():
         main(compose(*overrides))
     assert not list(tmp_path.iterdir()), "no half file"
 
 
 def test_a_video_in_which_nothing_is_found(tmp_path):
     save_mp4(tmp_path / "grey.mp4", torch.zeros(3, 4, 32, 32), 8.0)
-    with pytest.raises(DataError, match="nothing was found"):
+    with pytest.raises(DataError, match="nothing was found"), plain_errors():
         main(compose(f"video={tmp_path}/grey.mp4", "frames=4", "parser=detector", f"out={tmp_path}/grey.json"))
     assert not (tmp_path / "grey.json").exists()
 

@@ -27,7 +27,7 @@ from dysen.planning_corpus import CorpusPlanner, PlannedGraphs
 from dysen.scene_graph import event_to_dsg
 from vdm import config
 from vdm.errors import ConfigError, DataError, PlanError, RunError
-from vdm.launch import CONF
+from vdm.launch import CONF, plain_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -113,7 +113,7 @@ def test_one_clear_message_and_no_traceback(tmp_path, overrides):
 )
 def test_wrong_settings(tmp_path, monkeypatch, overrides, error, said):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=said), plain_errors():
         main(compose(*overrides))
     assert not list(tmp_path.iterdir()), "no half file"
 
@@ -158,7 +158,7 @@ def test_a_dataset(shapes_root, tmp_path, monkeypatch, capsys):
     )
     assert replayed.returncode == 0, replayed.stderr
     assert (tmp_path / "replayed" / "shard-000000.jsonl").read_bytes() == before["shard-000000.jsonl"]
-    with pytest.raises(RunError, match="another planner"):
+    with pytest.raises(RunError, match="another planner"), plain_errors():
         main(compose(root, "split=val", "planner=plain", f"output={folder}"))
 
 

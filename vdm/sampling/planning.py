@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from vdm.errors import ConfigError, UserError
+from vdm.errors import ConfigError
 from vdm.runs import Run
 from vdm.sampling import files
 
@@ -59,12 +58,7 @@ def planner_facts(asked: Mapping[str, Any], run: Run, conditions: Mapping[str, A
 def plans_of(prompts: Sequence[str], node: Mapping[str, Any]) -> dict[str, PlannedPrompt]:
     """A plan for each prompt; copies of a prompt share theirs."""
     texts = list(dict.fromkeys(prompts))
-    try:
-        planner = instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):  # as it is, without Hydra's words around it
-            raise error.__cause__ from None
-        raise
+    planner = instantiate(node, _convert_="all")
     plans = dict(zip(texts, planner(texts), strict=True))
     sources = Counter(plan.record["planned"]["source"] for plan in plans.values())
     log.info("%d prompts planned, by: %s", len(texts), ", ".join(f"{name} {n}" for name, n in sorted(sources.items())))
