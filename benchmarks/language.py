@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--things", type=int, default=1)
     parser.add_argument("--events", type=int, nargs="*", default=[1, 2, 3, 4])
     given = parser.parse_args()
-    run = Path(given.run)
+    run = restore.chosen_run("outputs", given.run, stage="language")
     decoder = restore.load_network(run, restore.settings_of(run, needs=("language",)), "language").eval()
     began = time.process_time()
     print(f"{given.captions} captions each of up to {given.things} things; exact plans, right acts, order of events")
