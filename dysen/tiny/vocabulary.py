@@ -8,12 +8,14 @@ that "blicks" and "blicking" are one word in two forms.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dysen.action_plan import Event, Plan
+from vdm.errors import PlanError
 
 # Their order is the order of token ids: a change makes older runs unreadable.
 WORDS = """
@@ -136,7 +138,8 @@ def plan_of(ids: Sequence[int], slots: dict[str, int]) -> Plan | None:
         if token == STOP:
             if 2 <= len(parts) <= 3 and all(parts) and len(times) == 2 and times[0] < times[1]:
                 agent, predicate, *target = (" ".join(part) for part in parts)
-                events[Event(agent, predicate, target[0] if target else None, *times)] = None
+                with contextlib.suppress(PlanError):  # a name far too long
+                    events[Event(agent, predicate, target[0] if target else None, *times)] = None
             parts, times = [[]], []
         elif token == PART or FIRST_ORDINAL <= token < FIRST_SLOT:
             parts.append([])
