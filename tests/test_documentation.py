@@ -22,7 +22,9 @@ PRIMARY = {
 
 def commands():
     for page in PAGES:
-        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(), flags=re.S | re.M):
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.S | re.M):
+            if language not in ("", "bash", "sh"):
+                continue
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if words and words[0] in ("python", "torchrun", "bash", "pip", "source"):

@@ -26,7 +26,9 @@ class MovingAverage(pl.Callback):
         if self.ema.updates == 0:  # weights of a parent may have been loaded, and devices changed, since setup
             self.ema = EMA(stage.averaged(), self.decay)
         stage.averaged_weights = self.ema.in_place
-        self._last_step = stage.step
+
+    def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:
+        self._last_step = stage.step  # of a run that goes on, Lightning knows it only from here
 
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
         if stage.step > self._last_step:
