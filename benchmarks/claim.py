@@ -28,7 +28,7 @@ ARMS = {
     "a: captions alone": ("text", "none", None),
     "b: true graphs": ("graphs", "gold", None),
     "c: planned, demonstrations by the policy": ("graphs", "planned", "policy"),
-    "d: planned, random demonstrations": ("graphs", "planned", "random"),
+    "d: planned, random demonstrations": ("graphs", "planned", "policy_random"),
 }
 HEARS = {  # equal networks: the one that hears captions alone has the others' parameters, and never any graph
     "text": ["condition.scene_graph.drop_prob=1.0"],

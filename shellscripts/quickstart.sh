@@ -1,14 +1,23 @@
 #!/usr/bin/env bash
 # The whole chain on a laptop, no GPU: makes .venv when there is none, a small world of moving shapes, a video
 # autoencoder for it, a text-to-video model on its latents, and videos of captions it has never seen, judged by a
-# program that reads pixels. Arguments go to the training of the text-to-video model.
-#   DATASETS=<folder> and OUTPUTS=<folder> choose where things are written.
+# program that reads pixels. Then Dysen: a language model that plans, and a video model that follows its scene graphs.
+# Arguments go to the training of the text-to-video model.
+#   DATASETS=<folder> and OUTPUTS=<folder> choose where things are written; SHORT=1 leaves out Dysen, the second half.
 EXTRAS="${EXTRAS:-}"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 DATASETS="${DATASETS:-datasets/quickstart}"
 OUTPUTS="${OUTPUTS:-outputs}"
 
+SHORT="${SHORT:-}"
+
 PATHS=("paths.data_root=$DATASETS" "paths.output_root=$OUTPUTS")
+
+# Two processes of one thread each: layers this small gain nothing from a second thread.
+train2() {
+  OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node=2 train.py "$@" trainer=ddp \
+    trainer.accelerator=cpu trainer.devices=2 trainer.strategy=ddp trainer.precision=bf16-mixed data.batch_size=8 "${PATHS[@]}"
+}
 
 echo "== 1. Data: clips with captions and complete truth, as H.264 in tar shards"
 "$PYTHON" -m data.prepare data=shapes_calm "${PATHS[@]}"
@@ -19,13 +28,31 @@ echo "== 2. stage=autoencoder: clips to latents and back"
 
 echo "== 3. stage=vdm: captions to latents, which are encoded once"
 "$PYTHON" -m data.precompute data=shapes_calm "run=$OUTPUTS/quickstart-autoencoder" "${PATHS[@]}"
-# Two processes of one thread each: layers this small gain nothing from a second thread.
-OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node=2 train.py experiment=quickstart_vdm \
-  trainer=ddp trainer.accelerator=cpu trainer.devices=2 trainer.strategy=ddp trainer.precision=bf16-mixed data.batch_size=8 \
-  "${PATHS[@]}" "$@"
+train2 experiment=quickstart_vdm "$@"
 
 echo "== 4. What it shows for captions of clips it has never seen"
 "$PYTHON" evaluate.py protocol=shapes run=quickstart-vdm "${PATHS[@]}"
 "$PYTHON" sample.py run=quickstart-vdm prompt="A large red square vanishes." num=4 guidance=3 "${PATHS[@]}"
 echo "Look at $OUTPUTS/quickstart-vdm/evaluation/shapes/sheet.png (the clip of each caption, and below it the sample) and"
 echo "$OUTPUTS/quickstart-autoencoder/evaluation/reconstruction/sheet.png."
+[ -z "$SHORT" ] || exit 0
+
+echo "== 5. Dysen: a small language model that plans, and a policy that chooses what it is shown"
+export OMP_NUM_THREADS=1
+"$PYTHON" train.py experiment=quickstart_language "${PATHS[@]}"
+"$PYTHON" train.py experiment=quickstart_planner "${PATHS[@]}"
+
+echo "== 6. A video model that hears scene graphs, on stories told in words that only demonstrations explain"
+"$PYTHON" -m data.prepare data=shapes_new_verbs "${PATHS[@]}"
+"$PYTHON" -m data.precompute data=shapes_new_verbs "run=$OUTPUTS/quickstart-autoencoder" "${PATHS[@]}"
+train2 experiment=quickstart_graphs "init.autoencoder=$OUTPUTS/quickstart-autoencoder"
+
+echo "== 7. It goes on training on planned graphs, and plans what it is asked for"
+"$PYTHON" -m dysen.plan data=shapes_new_verbs split=train captions=first llm=tiny selector=policy planner=plain "${PATHS[@]}"
+train2 experiment=quickstart_dysen init.vdm=quickstart-graphs
+"$PYTHON" sample.py run=quickstart-dysen plan=true llm=tiny selector=policy planner=plain guidance=3 num=2 \
+  prompt="A large red square wilkets, but first it krompets." "${PATHS[@]}"
+
+echo "== 8. (a) captions alone, (b) true graphs, (c) graphs planned with chosen demonstrations, (d) with random ones; one seed"
+"$PYTHON" benchmarks/claim.py --outputs "$OUTPUTS" --datasets "$DATASETS" --seeds 0 --clips 128 --steps 600
+echo "Drawings of plans are beside the videos in $OUTPUTS/quickstart-dysen/generated."

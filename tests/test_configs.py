@@ -73,7 +73,8 @@ def test_every_target_is_real_and_takes_its_settings(group, choice):
 def test_experiments_only_override(choice):
     """A misspelt top-level key in an experiment would pass in silence."""
     with_experiment = compose(f"experiment={choice}")
-    plain = compose(f"stage={with_experiment.stage.name}")
+    conditions = ",".join(with_experiment.get("condition") or {})
+    plain = compose(f"stage={with_experiment.stage.name}", *([f"condition=[{conditions}]"] if conditions else []))
     assert set(with_experiment) <= set(plain)
 
 

@@ -18,6 +18,7 @@ from dysen.icl.policy import ExamplePolicy, from_bytes
 from vdm import checkpoint, restore
 from vdm.bounds import NonNegativeInt
 from vdm.errors import ConfigError
+from vdm.runs import Run
 
 
 class NearestSelector(Selector):
@@ -76,8 +77,7 @@ def policy_of_run(*, run: str | None, output_root: str, shots: NonNegativeInt | 
         output_root: where runs are.
         shots: null for as many as it was trained with.
     """
-    wanted = None if run in (None, "auto") else run
-    found = restore.chosen_run(Path(output_root), wanted, stage="planner")
+    found = _planner_run(run, output_root)
     settings = restore.settings_of(found, needs=("stage",))["stage"]
     described = {name: settings[name] for name in ("features", "width", "temperature", "shots")}
     features = restore.checked({"features": described["features"]}, "features", found)
@@ -90,3 +90,14 @@ def policy_of_run(*, run: str | None, output_root: str, shots: NonNegativeInt | 
     )
     checkpoint.load_weights(policy, tensors, source=str(found.folder))
     return PolicySelector(policy=policy, shots=described["shots"] if shots is None else shots)
+
+
+def pool_of_run(*, run: str | None, output_root: str) -> Pool:
+    """The demonstrations that a policy chooses from, for others to choose from as well. `run` as in `policy_of_run`."""
+    return from_bytes(
+        checkpoint.network_weights(_planner_run(run, output_root).last_checkpoint(), "policy")["stored_pool"]
+    )
+
+
+def _planner_run(run: str | None, output_root: str) -> Run:
+    return restore.chosen_run(Path(output_root), None if run in (None, "auto") else run, stage="planner")

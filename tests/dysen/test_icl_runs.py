@@ -15,7 +15,7 @@ from dysen.action_plan import Event, Plan
 from dysen.demonstrations import Demonstration
 from dysen.icl.features import HashedWords
 from dysen.icl.policy import ExamplePolicy
-from dysen.icl.selectors import PolicySelector, policy_of_run
+from dysen.icl.selectors import PolicySelector, policy_of_run, pool_of_run
 from dysen.tiny.decoder import Decoder
 from dysen.tiny.model import TinyModel, tiny_of_run
 from vdm import checkpoint, lineage
@@ -61,6 +61,7 @@ def test_a_selector_comes_back_from_its_run(tmp_path):
     assert found.choose(captions) == expected.choose(captions)
     assert found.fingerprint() == expected.fingerprint()
     assert policy_of_run(run="choos", output_root=str(tmp_path), shots=3).shots == 3
+    assert list(pool_of_run(run="auto", output_root=str(tmp_path))) == list(found.pool)
     with pytest.raises(RunError, match="planner"):
         policy_of_run(run=None, output_root=str(tmp_path / "empty"), shots=None)
 
