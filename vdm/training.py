@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from vdm import checkpoint, config, lineage, runs
+from vdm import checkpoint, config, lineage, restore, runs
 from vdm.callbacks.checkpoint import FolderCheckpointIO
 from vdm.errors import ConfigError, RunError
 from vdm.metrics_file import MetricsFile
@@ -172,12 +173,25 @@ def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]
         parent = runs.find(settings["paths"]["output_root"], wanted, key=f"init.{network}")
         folder = parent.last_checkpoint()
         tensors = checkpoint.network_weights(folder, network)
-        report = checkpoint.load_weights(getattr(stage, network), tensors, source=f"init.{network}")
+        new = _new_here(stage, network, restore.settings_of(parent, needs=()).get("condition") or {})
+        report = checkpoint.load_weights(getattr(stage, network), tensors, source=f"init.{network}", allow_missing=new)
         digest = checkpoint.read_manifest(folder)["files"][f"weights/{network}.safetensors"]["sha256"]
         log.info("%s starts from %s (%s): %s", network, parent.name, folder.name, report)
         parents.append({"network": network, "run": parent.name, "checkpoint": folder.name, "sha256": digest})
     asked = (settings.get("llm") or {}).get("run")
     return parents if asked is None else [*parents, {"network": "language", "run": asked}]
+
+
+def _new_here(stage: Stage, network: str, known: Mapping[str, Any]) -> list[str]:
+    """Prefixes of what this run adds to its parent: conditions that it did not hear, and their doors of the backbone."""
+    if network not in ("backbone", "conditions"):
+        return []
+    members = stage.conditions.members
+    new = [name for name in members if name not in known]
+    if network == "conditions":
+        return [f"members.{name}." for name in new]
+    open_before = {door for name in members if name not in new for door in members[name].doors}
+    return stage.backbone.door_keys(*sorted({door for name in new for door in members[name].doors} - open_before))
 
 
 def _load_published(backbone: Any, source: str, init: dict[str, Any], objective: dict[str, Any]) -> dict[str, Any]:

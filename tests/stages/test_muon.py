@@ -17,7 +17,7 @@ def net():
 
 def muon(groups, **changed):
     settings = {"lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.01, "matrix_lr": 0.02, "momentum": 0.95}
-    return Muon(groups, **{**settings, "min_width": 16, "fused": False, **changed})
+    return Muon(groups, **{**settings, "min_width": 16, "max_width": None, "fused": False, **changed})
 
 
 def steps(network, optimizer, count=3):
@@ -107,8 +107,15 @@ def test_mixed_precision_leaves_the_step_as_it_is():
         matrix.grad = torch.randn(32, 2) @ torch.randn(2, 128)
         before = matrix.detach().clone()
         optimizer = Muon([{"params": [matrix], "matrices": True}], lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0,
-                         matrix_lr=1.0, momentum=0.9, min_width=8, fused=False)  # fmt: skip
+                         matrix_lr=1.0, momentum=0.9, min_width=8, max_width=None, fused=False)  # fmt: skip
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
             optimizer.step()
         steps.append(matrix.detach() - before)
     assert torch.equal(*steps)
+
+
+def test_matrices_that_cost_too_much_go_to_adamw():
+    network = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 20), nn.Conv2d(20, 24, 3))
+    groups = muon([{"params": list(network.parameters()), "matrices": True}], max_width=24).param_groups
+    taken = [tuple(p.shape) for group in groups if group["matrices"] for p in group["params"]]
+    assert taken == [(20, 40), (24, 20, 3, 3)]

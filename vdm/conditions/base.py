@@ -45,6 +45,11 @@ class Condition(nn.Module, ABC):
         self.drop_prob = drop_prob
         self._frozen: list[nn.Module] = []
 
+    @property
+    def doors(self) -> tuple[str, ...]:
+        """The doors of the backbone it speaks through: its streams, `concat`, `embed`."""
+        return (*self.streams, *["concat"] * bool(self.concat_channels), *["embed"] * bool(self.embed_width))
+
     @abstractmethod
     def encode(self, batch: VideoBatch, shape: LatentShape) -> Controls:
         """What it says about each clip of the batch."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vdm.layers.attention import per_head
+from vdm.layers.attention import attend, per_head
 from vdm.layers.lean import linear_add, norm_conv, norm_linear
 
 TemporalPosition = Literal["none", "relative"]
@@ -71,7 +70,7 @@ class TemporalAttention(nn.Module):
         b, t, p, _ = x.shape
         qkv = norm_linear(x, self.norm, self.to_qkv)  # b t p (heads 3 d)
         q, k, v = per_head(qkv.view(b, t, -1), p * self.heads, 3)  # b (p heads) t d
-        attended = F.scaled_dot_product_attention(q, k, v) if self.position_k is None else self._relative(q, k, v)
+        attended = attend(q, k, v) if self.position_k is None else self._relative(q, k, v)
         return linear_add(attended.transpose(1, 2).reshape(b, t, p, -1), self.to_out, add=x)
 
     def _relative(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

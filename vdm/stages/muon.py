@@ -27,6 +27,7 @@ class Muon(torch.optim.AdamW):
         matrix_lr: length of a step along a matrix, in units of its rows.
         momentum: of the matrices.
         min_width: matrices with fewer inputs or outputs (the first and last layer of a U-Net) stay with AdamW.
+        max_width: those with more of both as well, because a step costs the cube of the fewer; null for no bound.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Muon(torch.optim.AdamW):
         matrix_lr: PositiveFloat,
         momentum: Fraction,
         min_width: PositiveInt,
+        max_width: PositiveInt | None,
         fused: bool,
     ):
         groups = []
         for group in params:
-            matrices = [p for p in group["params"] if group.get("matrices") and is_matrix(p, min_width)]
+            matrices = [p for p in group["params"] if group.get("matrices") and is_matrix(p, min_width, max_width)]
             taken = {id(p) for p in matrices}
             groups.append(group | {"params": [p for p in group["params"] if id(p) not in taken], "matrices": False})
             if matrices:
@@ -98,9 +100,12 @@ class Muon(torch.optim.AdamW):
                 parameter.add_(direction.view_as(parameter), alpha=-length)
 
 
-def is_matrix(parameter: Tensor, min_width: int) -> bool:
-    """Something with enough inputs and outputs to have directions."""
-    return parameter.dim() >= 2 and min(parameter.shape[:2]) >= min_width
+def is_matrix(parameter: Tensor, min_width: int, max_width: int | None) -> bool:
+    """Something with enough inputs and outputs to have directions, and few enough to compute them."""
+    if parameter.dim() < 2 or min(parameter.shape[:2]) < min_width:
+        return False
+    rows = len(parameter)
+    return max_width is None or min(rows, parameter.numel() // rows) <= max_width
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
