@@ -23,6 +23,7 @@ from vdm.runs import Run
 from vdm.sampling import files
 from vdm.sampling.model import TextToVideo
 from vdm.types import VideoBatch
+from vdm.video import to_uint8
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     else:
         subject = {name: restore.load_network(run, settings, name).to(device) for name in protocol.needs}
     metrics = {name: instantiate(node, _convert_="all") for name, node in cfg.metric.items()}
-    originals = {
-        name: instantiate(cfg.metric[name], _convert_="all") for name, m in metrics.items() if hasattr(m, "judge")
-    }
+    originals = {name: instantiate(cfg.metric[name], _convert_="all") for name, m in metrics.items() if m.of_originals}
     reads = sorted({m.reads for m in metrics.values() if hasattr(m, "reads")} | set(graphs.reads if graphs else ()))
-    data = _data(cfg, settings, reads)
+    data = _data(cfg, settings, reads, split=cfg.protocol.split, clips=cfg.protocol.clips)
+    reference = _refer(cfg, settings, metrics, device)
     numbers = protocol.run(subject, _batches(data, device), metrics, originals, folder)
     if graphs is not None and graphs.plans is not None:
         numbers["without_plan"] = graphs.without
@@ -61,11 +61,16 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             "split": cfg.protocol.split,
             "fingerprint": data.split_fingerprint(cfg.protocol.split),
         },
+        "reference": reference,
         "metrics": numbers,
+        "skipped": {name: m.skipped for name, m in metrics.items() if m.skipped},
+        "measured": {name: m.facts() for name, m in metrics.items() if not m.skipped},
     }
     runs.write_atomically(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
     for name, value in numbers.items():
         log.info("%-20s %.4f", name, value)
+    for name, reason in result["skipped"].items():
+        log.warning("%-20s skipped: %s", name, reason)
     log.info("written to %s", folder)
     return numbers
 
@@ -145,10 +150,23 @@ def _maker(
     return make
 
 
-def _data(cfg: DictConfig, settings: dict[str, Any], extras: list[str]):
+def _refer(cfg: DictConfig, settings: dict[str, Any], metrics: dict[str, Any], device: torch.device) -> dict | None:
+    """Shows the real clips to metrics that compare sets, where the protocol takes other ones than those of the captions."""
+    split = cfg.protocol.get("reference_split")
+    sets = [metric for metric in metrics.values() if hasattr(metric, "refer")]
+    if split is None or not sets:
+        return None
+    data = _data(cfg, settings, [], split=split, clips=cfg.protocol.reference_clips)
+    for batch in _batches(data, device):
+        for metric in sets:
+            metric.refer(to_uint8(batch["video"]), batch["key"])
+    return {"name": data.name, "split": split, "fingerprint": data.split_fingerprint(split)}
+
+
+def _data(cfg: DictConfig, settings: dict[str, Any], extras: list[str], *, split: str, clips: int):
     """The data the run was trained on, another split of it, read in order."""
     config.check_resolved({"data": settings["data"]})
-    changed = {"val_split": cfg.protocol.split, "val_clips": cfg.protocol.clips, "extras": extras}
+    changed = {"val_split": split, "val_clips": clips, "extras": extras}
     changed |= {"root": f"{cfg.paths.data_root}/{settings['data']['name']}", "num_workers": cfg.num_workers}
     data = instantiate(settings["data"] | changed, _convert_="all")
     data.setup("fit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor
 from torchmetrics import Metric
@@ -11,9 +12,11 @@ from vdm.types import VideoBatch
 
 
 class VideoMetric(Metric, ABC):
-    """States are sums over clips, so the result does not depend on batches or ranks."""
+    """The result does not depend on batches, their order or the number of processes."""
 
     full_state_update = False
+    of_originals = False  # whether the clips the captions belong to are measured as well, by a second one
+    skipped: str | None = None  # after compute: why there is no number
 
     @abstractmethod
     def update(self, video: Tensor, batch: VideoBatch) -> None:
@@ -21,3 +24,7 @@ class VideoMetric(Metric, ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, float]: ...
+
+    def facts(self) -> dict[str, Any]:
+        """After compute: what somebody needs beside the numbers to get them again."""
+        return {}

@@ -33,6 +33,8 @@ class Generation:
         plans: Callable[..., object],
         split: str,
         clips: PositiveInt,
+        reference_split: str | None,
+        reference_clips: PositiveInt,
         sampler: Callable[..., Tensor],
         guidance: NonNegativeFloat,
         guidance_rescale: Fraction,
@@ -43,6 +45,7 @@ class Generation:
     ):
         self.name, self.stage, self.split, self.clips = name, stage, split, clips
         self.graphs, self.plans = graphs, plans
+        self.reference_split, self.reference_clips = reference_split, reference_clips
         self.sampler, self.guidance, self.guidance_rescale = sampler, guidance, guidance_rescale
         self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
         self.seed, self.shown, self.scale = seed, shown, scale
