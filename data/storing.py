@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import io
 import json
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +21,7 @@ from vdm.video import CoverCrop, encode_mp4, iter_frames
 
 _LONGEST_GAP = 60.0  # seconds: longer pauses between frames are lies of the container
 _RATES = (0.1, 1000.0)
+_PACKED = 4  # frames that packed B-frames may be apart from their own time
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,31 @@ def _timed(record: Record) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames with their times, which increase; nothing is believed before it is decoded."""
     previous = None
     frames = _from_array(record) if record.path is None else iter_frames(record.path, start=record.start or 0.0)
-    for frame in frames:
-        if frame.time is None or (previous is not None and frame.time <= previous):
+    is_avi = record.path is not None and record.path.lower().endswith(".avi")
+    for time, frame in _in_step(frames, _PACKED if is_avi else 0):
+        if previous is not None and time <= previous:
             raise DataError("frames without time, or out of order")
-        if previous is not None and frame.time - previous > _LONGEST_GAP:
-            raise DataError("a gap in the video", got=f"{frame.time - previous:.0f} seconds between two frames")
-        previous = frame.time
-        yield frame.time, frame
+        if previous is not None and time - previous > _LONGEST_GAP:
+            raise DataError("a gap in the video", got=f"{time - previous:.0f} seconds between two frames")
+        previous = time
+        yield time, frame
+
+
+def _in_step(frames: Iterator[av.VideoFrame], swapped: int) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Each frame with its time. Frames come as they are shown, but in AVI files with packed B-frames, of which UCF-101 has
+    many, neighbours bear each other's times: these are sorted, over so many frames.
+    """
+    held: deque[av.VideoFrame] = deque()
+    times: list[float] = []
+    for frame in frames:
+        if frame.time is None:
+            raise DataError("frames without time, or out of order")
+        held.append(frame)
+        heapq.heappush(times, frame.time)
+        if len(held) > swapped:
+            yield heapq.heappop(times), held.popleft()
+    while held:
+        yield heapq.heappop(times), held.popleft()
 
 
 def _from_array(record: Record) -> Iterator[av.VideoFrame]:

@@ -37,6 +37,47 @@ def video(container="mp4", seconds=2.0, fps=10, seed=0):
     return buffer.getvalue()
 
 
+@cache
+def packed_avi(frames=21, seed=0):
+    """The same as DivX writes it: a B-frame in one packet with the frame after it, and a frame that says nothing to make up."""
+    encoder = av.CodecContext.create("mpeg4", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.thread_count = 48, 36, "yuv420p", 1
+    encoder.time_base, encoder.framerate, encoder.max_b_frames = Fraction(1, 25), Fraction(25), 1
+    encoder.options = {"b_strategy": "0"}
+    units = []
+    for n in range(frames):
+        picture = np.full((36, 48, 3), 40 + 160 * n // frames, np.uint8)
+        picture[:, : 8 * (seed + 1), 0] = 0
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = n, Fraction(1, 25)
+        units += map(bytes, encoder.encode(frame))
+    units += map(bytes, encoder.encode(None))
+    start = b"\0\0\1"
+    is_b = [unit[unit.find(start + b"\xb6") + 4] >> 6 == 2 for unit in units]
+    assert any(is_b), "an encoder without B-frames shows nothing"
+    packets = []
+    for n, unit in enumerate(units):
+        if is_b[n]:
+            packets[-1] += unit
+            packets.append(start + b"\xb6\x50\x4f")  # coded: no
+        else:
+            packets.append(unit)
+    name = start + b"\xb2"  # who wrote it: "p" for packed, instead of the encoder's own
+    first, _, rest = packets[0].partition(name)
+    packets[0] = first + name + b"DivX503b1393p" + rest[rest.find(start) :]
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="avi") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        stream.codec_context.codec_tag = "XVID"
+        for n, content in enumerate(packets):
+            packet = av.Packet(content)
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, n, n, Fraction(1, 25)
+            packet.is_keyframe = n == 0
+            file.mux(packet)
+    return buffer.getvalue()
+
+
 def put(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

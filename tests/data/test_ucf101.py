@@ -1,13 +1,17 @@
 """UCF-101 as the archive and the official lists lay it out, in miniature, to shards."""
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
-from official_sets import loaded, prepare, put, rejected, samples, video
+from official_sets import loaded, packed_avi, prepare, put, rejected, samples, video
 
+from data.records import Record, StoreSettings
+from data.storing import store_record
 from data.ucf101 import PROMPTS, Ucf101Source, class_numbers, in_words, prompts_of, read_prompts
 from vdm.errors import ConfigError, DataError
+from vdm.video import decode, iter_frames
 
 CLASSES = "1 ApplyEyeMakeup\r\n2 HandstandPushups\r\n3 YoYo\r\n"
 TRAIN = """ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
@@ -73,6 +77,23 @@ def test_from_the_archive_to_shards_by_command(ucf):
                                      "class": "HandstandPushups", "group": 8}  # fmt: skip
     assert (upside_down["frames"], upside_down["fps"], upside_down["height"]) == (17, 10.0, 24)
     assert len(samples(folder / "test")) == 2
+
+
+def test_packed_b_frames_are_frames_in_order(tmp_path):
+    """As in a part of the archive: the decoder's times of neighbours are swapped, the pictures are not."""
+    put(tmp_path / "v.avi", packed_avi())
+    times = [frame.time for frame in iter_frames(tmp_path / "v.avi")]
+    assert len(times) == 21
+    assert times != sorted(times), "else this file shows nothing"
+    record = Record(key="v", captions=("It gets light.",), path=f"{tmp_path}/v.avi")
+    store = StoreSettings(
+        frames=64, height=24, width=24, fps=None, gop=8, crf=4, pixel_format="yuv420p", samples_per_shard=1
+    )
+    (stored,) = store_record(record, store, clips_per_video=1, min_frames=21)
+    assert json.loads(stored.members["json"])["fps"] == 25.0
+    light = decode(stored.members["mp4"]).mean((1, 2, 3))
+    assert len(light) == 21
+    assert (light[1:] > light[:-1]).all()
 
 
 def test_the_classes_and_splits_are_the_official_ones(ucf):
