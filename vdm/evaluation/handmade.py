@@ -17,8 +17,8 @@ EMPTY = 0.002  # share of the picture below which a patch fades out of the featu
 
 # What one unit of each kind of number is divided by, so that no kind outweighs the others.
 SCALE = {
-    "mass": 0.03, "mass_change": 0.01, "place": 0.5, "shift": 0.5, "path": 0.5, "spread": 0.1, "growth": 0.1,
-    "light": 0.2, "contrast": 0.1, "edges": 0.05, "grain": 0.05, "change": 0.05, "jitter": 0.05,
+    "mass": 0.02, "mass_change": 0.03, "place": 0.5, "shift": 0.5, "path": 0.5, "spread": 0.1, "growth": 0.1,
+    "light": 0.2, "contrast": 0.1, "edges": 0.02, "grain": 0.02, "change": 0.02, "jitter": 0.05,
 }  # fmt: skip
 
 
