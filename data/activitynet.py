@@ -22,7 +22,10 @@ from data.video_files import say_missing, videos_below
 from vdm.bounds import PositiveFloat, PositiveInt
 from vdm.errors import ConfigError, DataError
 
-_TABLE = "put the released json there (train.json, val_1.json, val_2.json), or say where it is: {key}=<path>"
+_TABLE = (
+    "put the released json there (train.json, val_1.json, val_2.json), say where it is: {key}=<path>, or leave the split "
+    "out: {key}=null"
+)
 _VIDEOS = "put the videos there, v_<YouTube id>.mp4 (or .mkv, .webm) in any folders, or name them: data.source.videos=<folder>"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,60}")
 

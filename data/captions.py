@@ -53,7 +53,8 @@ class CaptionCorpus:
             try:
                 key, members = self._reader.read(shard, nth, ("json",))
                 sample = json.loads(members["json"])
-                captions, extras = sample["captions"], sample.get("extras") or {}
+                captions = sample["captions"] if "captions" in sample else [sample["caption"]]
+                extras = sample.get("extras") or {}
             except (BrokenSample, KeyError, TypeError, ValueError):
                 continue
             if isinstance(captions, list) and all(isinstance(caption, str) for caption in captions):

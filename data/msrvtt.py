@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +90,12 @@ class MsrVttSource:
         files = videos_below(self.videos, what="MSR-VTT", remedy=_VIDEOS)
         videos, seen = [], set()
         for video_id, caption in wanted:
-            videos.append(_video(video_id, caption, table, files, is_double=video_id in seen))
+            video = _video(video_id, caption, table, files)
+            if video_id in seen:
+                video = replace(video, problem=f"the same video twice: {video_id}")
+            elif self.partition == "full" and not video.problem:
+                video = replace(video, problem=table.split_problem(video_id))
+            videos.append(video)
             seen.add(video_id)
         say_missing(
             (v.path for v in videos if not v.problem), what=f"MSR-VTT {split}", folder=self.videos, remedy=_VIDEOS
@@ -158,6 +163,11 @@ class _Tables:
         listed = [*self.videos, *self.doubled]
         return [(v, None) for v in listed if _SPLITS.get(str(self.videos[v].get("split")), "train") == split]
 
+    def split_problem(self, video_id: str) -> str:
+        """What is wrong with the split of a video, or nothing."""
+        split = str(self.videos[video_id].get("split"))
+        return "" if split in _SPLITS else f"an unknown split: {ascii(split)[:80]}"
+
     def captions_of(self, video_id: str) -> tuple[str, ...]:
         """In the order of their numbers; what is said twice is kept once."""
         found = sorted(self.captions.get(video_id, ()), key=lambda entry: entry[0])
@@ -182,9 +192,7 @@ def _lists_of(path: str) -> tuple[list[dict], list[dict]]:
     return found[0], found[1]
 
 
-def _video(
-    video_id: str, caption: str | None, table: _Tables, files: Mapping[str, str], *, is_double: bool
-) -> MsrVttVideo:
+def _video(video_id: str, caption: str | None, table: _Tables, files: Mapping[str, str]) -> MsrVttVideo:
     if not _ID.fullmatch(video_id):
         return MsrVttVideo(video_id, (), "", None, {}, f"unusable video id: {ascii(video_id)[:80]}")
     facts = table.videos.get(video_id)
@@ -197,10 +205,6 @@ def _video(
         path, span = files[match[1]], _span(facts)
         if span is None:
             problem = f"no seconds to cut out: {facts.get('start time')} to {facts.get('end time')}"
-    if is_double:
-        problem = f"the same video twice: {video_id}"
-    elif str(facts.get("split")) not in _SPLITS:
-        problem = f"an unknown split: {ascii(str(facts.get('split')))[:80]}"
     source = {"dataset": "msrvtt", "video": video_id, "url": url, "category": facts.get("category")}
     source |= {} if span is None else {"start": span[0], "end": span[1]}
     captions = table.captions_of(video_id) if caption is None else (caption,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable
@@ -42,4 +43,9 @@ def say_missing(paths: Iterable[str], *, what: str, folder: str, remedy: str) ->
         got = f"{missing:,} of {len(paths):,} videos are missing below {folder}"
         raise DataError(f"none of the videos of {what} is there", key="data.source.videos", got=got, remedy=remedy)
     if missing:
-        log.warning("%s: %s of %s videos are missing below %s", what, f"{missing:,}", f"{len(paths):,}", folder)
+        _say(f"{what}: {missing:,} of {len(paths):,} videos are missing below {folder}")
+
+
+@functools.cache  # a source is asked for its items more than once
+def _say(line: str) -> None:
+    log.warning("%s", line)

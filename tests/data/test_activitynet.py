@@ -9,6 +9,12 @@ import pytest
 from official_sets import REPOSITORY, loaded, prepare, put, rejected, samples, video
 
 from data.activitynet import ActivityNetSource
+from data.captions import CaptionCorpus
+from data.plain_mp4 import decode_stored
+from data.prepare import main
+from data.reader import ShardReader
+from data.samples import ClipReader, ClipSettings
+from data.shards import read_index
 from data.timed_plans import Span, timed_plan
 from dysen.action_plan import Plan
 from dysen.condition import scenes_of, tick_spans
@@ -25,14 +31,24 @@ TABLE = {
     "v_" + "v_startwith": {"duration": 4.0, "timestamps": [[0, 4]], "sentences": ["Eine Frau lächelt 微笑."]},
     "v_" + "-brokenTime": {
         "duration": 6.0,
-        "timestamps": [[1.0, 1.0], [5.0, 2.0], [7.0, 9.0], [1.0, None], [-1.0, 3.0], [0.5, 6.01], [2, 3]],
-        "sentences": ["No length.", "Inverted.", "Beyond the end.", "No time.", "A cat sits.", "A cat jumps.", "  "],
+        "timestamps": [[1.0, 1.0], [5.0, 2.0], [7.0, 9.0], [1.0, None], [-1.0, 3.0], [0.5, 6.01], [2, 3], [3.0, 3.4]],
+        "sentences": [
+            "No length.",
+            "Inverted.",
+            "Beyond the end.",
+            "No time.",
+            "A cat sits.",
+            "A cat jumps.",
+            " ",
+            "A blink.",
+        ],
     },
     "v_" + "missing_one": {"duration": 4.0, "timestamps": [[0, 4]], "sentences": ["Nobody sees it."]},
     "v_" + "unequal_one": {"duration": 4.0, "timestamps": [[0, 4]], "sentences": ["One.", "Two."]},
     "v_" + "empty_entry": {"duration": 4.0, "timestamps": [], "sentences": []},
     "v_" + "cut_off_one": {"duration": 4.0, "timestamps": [[0, 4]], "sentences": ["The file is damaged."]},
 }
+TOLD = [["man", "pick up", "ball", [0, 2]], ["man", "throw", "ball", [2, 6]], ["dog", "run", None, [4, 8]]]
 BROKEN = {
     "v_-brokenTime#0": "the segment has no length",
     "v_-brokenTime#1": "the segment ends before it starts",
@@ -51,9 +67,7 @@ def activitynet(tmp_path):
     put(folder / "captions" / "train.json", json.dumps(TABLE))
     put(folder / "captions" / "val_1.json", json.dumps({STORY: TABLE[STORY]}))
     put(folder / "videos" / "v1-2" / "train" / f"{STORY}.mp4", video(seconds=8.0))
-    put(
-        folder / "videos" / "v1-3" / "v_startwith.mkv", video("matroska", seconds=4.0)
-    )  # named by its YouTube id alone
+    put(folder / "videos" / "v1-3" / "v_startwith.mkv", video("matroska", seconds=4.0))  # named by its YouTube id alone
     put(folder / "videos" / "v_-brokenTime.webm", video("webm", seconds=6.0))
     put(folder / "videos" / "v_cut_off_one.mp4", video(seconds=4.0)[:300])
     return root
@@ -80,7 +94,8 @@ def test_segments_to_shards_by_command(activitynet):
     assert "ActivityNet train: 3 of 7 videos are missing" in done.stderr
     folder = activitynet / "activitynet" / "segment"
     assert rejected(folder / "train") == BROKEN | {
-        "v_missing_one#0": "no video file", "v_cut_off_one#0": "the video cannot be decoded"}  # fmt: skip
+        "v_-brokenTime#7": "the video is too short", "v_missing_one#0": "no video file",
+        "v_cut_off_one#0": "the video cannot be decoded"}  # fmt: skip
     found = samples(folder / "train")
     assert sorted(found) == ["v_-brokenTime-train-4", "v_-brokenTime-train-5", f"{STORY}-train-0", f"{STORY}-train-1",
                              f"{STORY}-train-2", "v_v_startwith-train-0"]  # fmt: skip
@@ -109,8 +124,33 @@ def test_whole_videos_to_shards_by_command(activitynet):
     story = found[f"{STORY}-train"]
     assert story["caption"] == "A man picks up a ball. He throws the ball to a dog. The dog runs."
     assert story["source"]["sentences"] == [0, 1, 2]
-    assert story["extras"]["plan"] == [["man", "pick up", "ball", [0, 2]], ["man", "throw", "ball", [2, 6]],
-                                       ["dog", "run", None, [4, 8]]] or story["extras"]["plan"]  # fmt: skip
+    assert story["extras"]["plan"] == TOLD
+    corpus = CaptionCorpus(name="activitynet", root=str(folder), split="train", cache=None)
+    told = {key: (captions, extras["plan"]) for key, captions, extras in corpus.read(0) if "plan" in extras}
+    assert told[f"{STORY}-train"] == ([story["caption"]], story["extras"]["plan"])
+
+
+def test_a_window_of_a_clip_finds_its_graphs(activitynet):
+    store = ["data.store.fps=2", "data.clip.frames=8", "data.store.height=24", "data.store.width=24"]
+    cut = ["data.source.cut=video", "data.source.ticks=8", "split=val", "num_workers=0"]
+    with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        main(hydra.compose("prepare", [f"paths.data_root={activitynet}", "data=activitynet", *store, *cut]))
+    index = read_index(f"{activitynet}/activitynet/video/val")
+    key, members = ShardReader(index=index, cache=None, max_open=1, max_tables=1).read(0, 0, ("mp4", "json"))
+    clip = ClipSettings(frames=8, frame_stride=1, height=24, width=24)
+    decoder = functools.partial(decode_stored, backend="pyav")
+    reader = ClipReader(clip=clip, seed=0, extras=["plan", "frame_ticks"], decoder=decoder)
+    begun = set()
+    for epoch in range(6):
+        extras = reader.read(key, members, epoch).extras
+        first = int(extras["window"][0])
+        graphs, times = scenes_of({"plan": extras["plan"]}), extras["frame_ticks"][first : first + 8]
+        last = tick_spans(8, len(graphs), times)[-1][1]
+        assert last == (first + 7) // 2  # two frames a second, a tick is a second
+        expected = {agent for agent, _, _, (start, end) in TOLD if start <= last < end}
+        assert {action.subject for action in graphs[last].actions} == expected
+        begun.add(first)
+    assert len(begun) > 1
 
 
 def test_the_plan_has_the_times_of_the_annotators(activitynet):

@@ -112,6 +112,9 @@ def test_1k_a_takes_the_lists(msrvtt):
     records, reasons = loaded(source(msrvtt, partition="1k-A", lists={"test": str(ids)}), "test")
     assert len(records["video8"].captions) == 20
     assert reasons == {"video8": "the same video twice", "../x": "unusable video id"}
+    table(msrvtt / "joined.json", [{"video_id": "video8"}], told([8]))  # a joined file without splits
+    joined = source(msrvtt, partition="1k-A", info=[f"{msrvtt}/joined.json"], lists={"test": str(ids)})
+    assert list(loaded(joined, "test")[0]) == ["video8"]
     full, lists = source(msrvtt).fingerprint(), split.fingerprint()
     assert full["info"] == lists["info"]
     assert full["splits"] == {}
