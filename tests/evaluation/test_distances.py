@@ -147,6 +147,12 @@ def test_interval_is_as_wide_as_the_distance_varies():
     assert low < value(0) < high
     assert 0.6 < (high - low) / (2 * 1.96 * actual) < 1.6
     assert frechet_draws(real, made, draws=3, seed=0) == drawn[:3]
+    # With few samples every draw is larger than the distance: the interval stays around it all the same.
+    real, made = features(30, 20, 0), features(30, 20, 1)
+    drawn, value = frechet_draws(real, made, draws=50, seed=0), frechet_distance(real, made)
+    assert min(drawn) > value
+    low, high = interval(value, drawn, level=0.95)
+    assert low < value < high
 
 
 def test_floor_compares_equal_counts():

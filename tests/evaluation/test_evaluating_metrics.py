@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+from moving_clips import ClipNetwork, script
 from test_generation import ask, root  # noqa: F401  # a run with random weights
 
 FRECHET = "shapes_frechet_handmade"
@@ -40,7 +41,14 @@ def test_numbers_skipped_and_facts(results, tmp_path, caplog):
     assert result["reference"] is None
     assert results(chosen, f"paths.weights={tmp_path}")[1] == result
 
-    _, other = results(f"metric=[{FRECHET}]", "protocol.reference_split=train", "protocol.reference_clips=40")
+    network = script(ClipNetwork(), tmp_path / "i3d.pt").file
+    given = [f"metric.fvd.network.file={network}", "metric.fvd.network.sha256=null", "metric.fvd.frames=8"]
+    reference = ["protocol.reference_split=train", "protocol.reference_clips=40"]
+    _, other = results(f"metric=[{FRECHET},fvd]", *given, *reference)
+    assert other["skipped"] == {}
+    assert other["metrics"]["fvd6_8f"] > 0
+    assert other["measured"]["fvd"]["network"] == "i3d.pt"
+    assert other["measured"]["fvd"]["frames"] == 8
     assert other["reference"]["split"] == "train"
     assert other["measured"][FRECHET]["real_clips"] == 40
     assert other["metrics"][f"{name}/floor_clips"] == 6
