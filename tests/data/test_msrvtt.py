@@ -3,10 +3,12 @@
 import json
 import pickle
 
+import hydra
 import pytest
-from official_sets import loaded, prepare, put, rejected, samples, video
+from official_sets import REPOSITORY, loaded, prepare, put, rejected, samples, video
 
 from data.msrvtt import MsrVttSource
+from data.prepare import main
 from vdm.errors import ConfigError, DataError
 
 IDS = [f"AbCd_-efg{n:02d}" for n in range(12)]  # of YouTube
@@ -130,6 +132,22 @@ def test_items_are_stable_and_travel(msrvtt):
     table(joined, [row(0, "train"), row(0, "train"), row(7, "test")], told([0, 7]))
     records, reasons = loaded(source(msrvtt, info=[str(joined)]), "train")
     assert (sorted(records), reasons) == (["video0"], {"video0": "the same video twice"})
+
+
+def test_nothing_readable_is_one_error_and_a_list(msrvtt):
+    for file in (msrvtt / "msrvtt" / "videos").rglob("video*.mp4"):
+        put(file, "moved to another server")
+    overrides = [f"paths.data_root={msrvtt}", "data=msrvtt", "split=test", "max_rejected=1", "num_workers=0"]
+    with hydra.initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        cfg = hydra.compose("prepare", overrides)
+    with pytest.raises(
+        DataError, match=r"nothing is left: every item is broken[^$]*3 of 3 items[^$]*cannot be decoded"
+    ):
+        main(cfg)
+    folder = msrvtt / "msrvtt" / "full" / "test"
+    assert list(rejected(folder)) == ["video7", "video8", "video9"]
+    assert not (folder / "index.json").exists()
+    assert not list(folder.glob("shard-*"))
 
 
 def test_what_is_missing_or_no_table_is_said(msrvtt, tmp_path):
