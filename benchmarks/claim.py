@@ -5,8 +5,8 @@ Captions tell two or three events in another order than they happen, most of the
 alone (a), one also hears scene graphs. The second is measured with the true graphs (b), and with those that a small
 language model planned from the captions, with demonstrations chosen by the trained policy (c) or at random (d).
 
-After experiment=quickstart (the autoencoder), data.precompute, quickstart_language and quickstart_planner on this data:
-  python benchmarks/claim.py --outputs outputs --datasets datasets/quickstart --seeds 0 1 2 --steps 1000
+After the quickstart (shellscripts/quickstart.sh), whose text-to-video model both start from:
+  python benchmarks/claim.py --outputs outputs --datasets datasets/quickstart --seeds 0 1 2 --steps 700
 Every step is a command of the README and continues where it stopped.
 """
 
@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 DATA = "shapes_new_verbs"
+SHOTS = 6  # demonstrations a caption
 SCORES = ("colour", "shape", "action", "timing", "order")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
 ARMS = {
@@ -55,7 +56,7 @@ def plan(selector: str, clips: int, outputs: Path, paths: list[str], changes: li
     if not (folder / "report.json").exists():
         command(
             ["-m", "dysen.plan"], f"data={DATA}", "split=test", "captions=first", f"limit={clips}", "planner=plain", "llm=tiny",
-            f"selector={selector}", f"output={folder}", "max_fallbacks=1.0", *paths, *changes,
+            f"selector={selector}", f"selector.shots={SHOTS}", f"output={folder}", "max_fallbacks=1.0", *paths, *changes,
         )  # fmt: skip
     return folder
 
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, required=True)
     parser.add_argument("--datasets", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--arms", nargs="+", choices=[arm[0] for arm in ARMS], default=[arm[0] for arm in ARMS])
     parser.add_argument("--pool", nargs="*", default=[], help="settings of the selectors, such as pool=<file>")

@@ -18,7 +18,7 @@ from data.shapes.source import ShapesSource
 from dysen.condition import SceneGraphCondition
 from vdm import checkpoint, config, restore, training
 from vdm.diffusion.guidance import instruct_pix2pix
-from vdm.errors import ConfigError, DataError
+from vdm.errors import ConfigError, DataError, RunError
 from vdm.launch import CONF
 from vdm.runs import Run
 from vdm.sampling.command import sample
@@ -107,6 +107,30 @@ def test_from_latents_on_disk_it_is_the_same_training(trained):
     ]
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
+
+
+def test_a_model_of_captions_learns_to_hear_graphs_as_well(trained):
+    root = trained.folder.parents[1]
+    places = [f"paths.data_root={root / 'datasets'}", f"paths.output_root={root / 'outputs'}", "init.autoencoder=first"]
+    graphs = ("condition=", "condition.scene_graph", "scene_encoder")
+    captions_only = [one for one in MODEL if not one.startswith(graphs)]
+    short = ["trainer.max_steps=1", "callbacks.samples.every=0"]
+    training.train(composed(*SMALL, *captions_only, *places, *short, "condition=[text]", "run.id=captions"))
+    begun = ["init.backbone=captions", "init.conditions=captions", "stage.optimizer.lr=1e-9"]
+    training.train(composed(*SMALL, *MODEL, *places, *short, *begun, "run.id=both"))
+    old, new = (
+        {name: checkpoint.network_weights(Run(root / "outputs" / run).last_checkpoint(), name, averaged=averaged)
+         for name in ("backbone", "conditions")}
+        for run, averaged in (("captions", True), ("both", False))
+    )  # fmt: skip
+    for network, tensors in old.items():
+        assert set(tensors) < set(new[network])
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(new[network][name], tensor, rtol=0, atol=1e-6)
+    assert {one["network"] for one in Run(root / "outputs" / "both").info["lineage"]} >= {"backbone", "conditions"}
+    with pytest.raises(RunError, match="another network"):
+        training.train(composed(*SMALL, *captions_only, *places, *short, "condition=[text]", "run.id=less",
+                                "init.backbone=both", "init.conditions=both"))  # fmt: skip
 
 
 def open_model(run):
