@@ -31,6 +31,7 @@ ARMS = {
     "c: planned, demonstrations by the policy": ("graphs", "planned", "policy"),
     "d: planned, random demonstrations": ("graphs", "planned", "policy_random"),
 }
+PARENTS = ["init.autoencoder=quickstart-autoencoder", "init.backbone=quickstart-vdm", "init.conditions=quickstart-vdm"]
 HEARS = {  # equal networks: the one that hears captions alone has the others' parameters, and never any graph
     "text": ["condition.scene_graph.drop_prob=1.0"],
     "graphs": ["condition.scene_graph.drop_prob=0.1"],
@@ -46,7 +47,7 @@ def train(model: str, seed: int, steps: int, paths: list[str], changes: list[str
     run = f"claim-{model}-{seed}"
     command(
         ["train.py"], "experiment=quickstart_graphs", f"run.id={run}", f"seed={seed}", f"trainer.max_steps={steps}",
-        *HEARS[model], "trainer=cpu", "trainer.precision=bf16-mixed", *paths, *changes,
+        *HEARS[model], *PARENTS, "trainer=cpu", "trainer.precision=bf16-mixed", *paths, *changes,
     )  # fmt: skip
     return run
 

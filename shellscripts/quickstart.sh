@@ -42,7 +42,8 @@ echo "== 5. Dysen: a small language model that plans, and a policy that chooses 
 echo "== 6. A video model that hears scene graphs, on stories told in words that only demonstrations explain"
 "$PYTHON" -m data.prepare data=shapes_new_verbs "${PATHS[@]}"
 "$PYTHON" -m data.precompute data=shapes_new_verbs "run=$OUTPUTS/quickstart-autoencoder" "${PATHS[@]}"
-"$PYTHON" train.py experiment=quickstart_graphs "init.autoencoder=$OUTPUTS/quickstart-autoencoder" "${PATHS[@]}"
+"$PYTHON" train.py experiment=quickstart_graphs init.autoencoder=quickstart-autoencoder \
+  init.backbone=quickstart-vdm init.conditions=quickstart-vdm "${PATHS[@]}"
 
 echo "== 7. It goes on training on planned graphs, and plans what it is asked for"
 "$PYTHON" -m dysen.plan data=shapes_new_verbs split=train captions=first llm=tiny selector=policy planner=plain "${PATHS[@]}"
