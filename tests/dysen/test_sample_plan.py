@@ -15,7 +15,7 @@ from dysen.drawing import read
 from dysen.planner import Planner
 from dysen.prompt_planning import PromptPlanner
 from vdm.errors import ConfigError, DataError, RunError
-from vdm.launch import CONF
+from vdm.launch import CONF, plain_errors
 from vdm.sampling.model import TextToVideo
 
 PROMPT = "A red circle moves left, then a blue star spins."
@@ -158,7 +158,7 @@ def test_a_prompt_without_a_plan_says_nothing(root, told):
     ],
 )
 def test_mistakes(root, overrides, key, said):
-    with pytest.raises((ConfigError, DataError), match=said) as caught:
+    with pytest.raises((ConfigError, DataError), match=said) as caught, plain_errors():
         ask(root, f"prompt={PROMPT}", *SHORT, *overrides)
     assert caught.value.key.endswith(key)
 
