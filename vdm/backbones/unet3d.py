@@ -124,7 +124,7 @@ class UNet3D(nn.Module):
         if coordinates:
             self.place_in = zero_initialised(nn.Linear((coordinates + 1) ** 3 - 1, channels, bias=False))
         self.moments = moments
-        self.moment_embedding = MomentEmbedding(width=4 * channels, waves=moments) if moments else None
+        self.moment_embedding = MomentEmbedding(width=4 * channels, hidden=channels, waves=moments) if moments else None
         self.temporal_in: TemporalTransformer | None = None
         if temporal_in_heads:
             self.temporal_in = TemporalTransformer(

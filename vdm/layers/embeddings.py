@@ -50,12 +50,12 @@ class MomentEmbedding(nn.Module):
     the end. Starts as the same for all frames.
     """
 
-    def __init__(self, *, width: int, waves: int):
+    def __init__(self, *, width: int, hidden: int, waves: int):
         super().__init__()
         self.waves = waves
         self.moment = nn.Linear(waves, width, bias=False)
-        self.linear1 = nn.Linear(width, width)
-        self.linear2 = nn.Linear(width, width)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
         nn.init.zeros_(self.linear2.weight)
         nn.init.zeros_(self.linear2.bias)
 
