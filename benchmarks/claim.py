@@ -7,7 +7,7 @@ language model planned from the captions, with demonstrations chosen by the trai
 
 After the quickstart (shellscripts/quickstart.sh), whose text-to-video model both start from:
   python benchmarks/claim.py --outputs outputs --datasets datasets/quickstart --seeds 0 1 2 --steps 700
-Every step is a command of the README and continues where it stopped.
+Every step is a command that continues where it stopped.
 """
 
 from __future__ import annotations
@@ -52,26 +52,23 @@ def train(model: str, seed: int, steps: int, paths: list[str], changes: list[str
     return run
 
 
-def plan(selector: str, clips: int, outputs: Path, paths: list[str], changes: list[str]) -> Path:
-    folder = outputs / f"claim-plans-{selector}"
-    if not (folder / "report.json").exists():
-        command(
-            ["-m", "dysen.plan"], f"data={DATA}", "split=test", "captions=first", f"limit={clips}", "planner=plain", "llm=tiny",
-            f"selector={selector}", f"selector.shots={SHOTS}", f"output={folder}", "max_fallbacks=1.0", *paths, *changes,
-        )  # fmt: skip
+def plan(selector: str, clips: int, outputs: Path, paths: list[str]) -> Path:
+    folder = outputs / f"claim-plans-{selector}-{clips}"
+    command(
+        ["-m", "dysen.plan"], f"data={DATA}", "split=test", "captions=first", f"limit={clips}", "planner=plain", "llm=tiny",
+        f"selector={selector}", f"selector.shots={SHOTS}", f"output={folder}", "max_fallbacks=1.0", *paths,
+    )  # fmt: skip
     return folder
 
 
-def measure(run: str, graphs: str, selector: str | None, clips: int, outputs: Path, paths: list[str]) -> dict:
-    name = f"claim_{selector or graphs}"
+def measure(run: str, graphs: str, name: str, plans: Path | None, clips: int, outputs: Path, paths: list[str]) -> dict:
     ending = "" if graphs == "gold" else f"-{graphs}"
     place = outputs / run / "evaluation" / f"{name}{ending}" / "metrics.json"
-    plans = [] if selector is None else [f"protocol.plans.folder={outputs / f'claim-plans-{selector}'}"]
-    if not place.exists():
-        command(
-            ["evaluate.py"], "protocol=shapes", f"protocol.name={name}", f"run={run}", f"protocol.graphs={graphs}",
-            f"protocol.clips={clips}", *plans, *paths,
-        )  # fmt: skip
+    # Always: samples that were made are kept, and numbers of other weights or captions are not taken for these.
+    command(
+        ["evaluate.py"], "protocol=shapes", f"protocol.name={name}", f"run={run}", f"protocol.graphs={graphs}",
+        f"protocol.clips={clips}", *([] if plans is None else [f"protocol.plans.folder={plans}"]), *paths,
+    )  # fmt: skip
     return json.loads(place.read_text())["metrics"]
 
 
@@ -87,25 +84,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outputs", type=Path, required=True)
     parser.add_argument("--datasets", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at most five")
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--arms", nargs="+", choices=[arm[0] for arm in ARMS], default=[arm[0] for arm in ARMS])
-    parser.add_argument("--pool", nargs="*", default=[], help="settings of the selectors, such as pool=<file>")
     parser.add_argument("changes", nargs="*", help="settings of every training")
     options = parser.parse_args()
     paths = [f"paths.output_root={options.outputs}", f"paths.data_root={options.datasets}"]
     arms = {name: arm for name, arm in ARMS.items() if name[0] in options.arms}
-    for _, _, selector in arms.values():
-        if selector is not None:
-            plan(selector, options.clips, options.outputs, paths, options.pool)
+    chosen = {selector for _, _, selector in arms.values() if selector is not None}
+    plans = {selector: plan(selector, options.clips, options.outputs, paths) for selector in sorted(chosen)}
     found: dict[str, list[dict]] = {name: [] for name in arms}
     for seed in options.seeds:
         for model in dict.fromkeys(model for model, _, _ in arms.values()):
             run = train(model, seed, options.steps, paths, options.changes)
             for name, (hears, graphs, selector) in arms.items():
                 if hears == model:
-                    found[name].append(measure(run, graphs, selector, options.clips, options.outputs, paths))
+                    protocol = f"claim_{selector or graphs}"
+                    numbers = measure(run, graphs, protocol, plans.get(selector), options.clips, options.outputs, paths)
+                    found[name].append(numbers)
     print(f"| {options.steps} steps, {options.clips} captions, {len(options.seeds)} seeds |", " | ".join(SCORES), "|")
     print("|---" * (len(SCORES) + 1) + "|")
     for name, rows in found.items():

@@ -26,8 +26,7 @@ log = logging.getLogger(__name__)
 STAGE_OF = {"autoencoder": "autoencoder", "backbone": "vdm", "conditions": "vdm"}  # which trains a network
 FOLLOWED = ("autoencoder", "backbone", "objective", "condition", "scene_encoder")  # groups that come from init.vdm
 GRAPHS = "scene_graph"  # the condition that stage=dysen needs
-# Settings that name a run of a stage.
-RUN_OF = {"llm.run": "language", "selector.run": "planner", "llm.adapter": "planner_grpo"}
+RUN_OF = {"llm.run": "language", "selector.run": "planner"}  # settings that name a run of a stage
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 

@@ -173,7 +173,7 @@ def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]
         parent = runs.find(settings["paths"]["output_root"], wanted, key=f"init.{network}")
         folder = parent.last_checkpoint()
         tensors = checkpoint.network_weights(folder, network)
-        new = _new_here(stage, network, restore.settings_of(parent, needs=()).get("condition") or {})
+        new = _new_here(stage, network, restore.settings_of(parent).get("condition") or {})
         report = checkpoint.load_weights(getattr(stage, network), tensors, source=f"init.{network}", allow_missing=new)
         digest = checkpoint.read_manifest(folder)["files"][f"weights/{network}.safetensors"]["sha256"]
         log.info("%s starts from %s (%s): %s", network, parent.name, folder.name, report)

@@ -79,12 +79,12 @@ def nonsense(chances: Chances, count: int) -> list[str]:
     return list(found)
 
 
-def draw_lexicon(seed: int, count: int, *, things: int, late: bool) -> Lexicon:
+def draw_lexicon(seed: int, count: int, *, things: int, late: bool, key: str) -> Lexicon:
     """New verbs for some of the actions that so many things can do; `late` are those beside another event."""
     possible = [a for a in ACTIONS if (late or a not in LATE) and (things > 1 or a not in TARGETED)]
-    if count > len(possible):
-        what = "more new verbs than actions that captions can have"
-        raise ConfigError(what, key="number of new verbs", got=count, allowed=f"<= {len(possible)}")
+    if not 0 <= count <= len(possible):
+        what = "new verbs for so many actions, of those that captions can have"
+        raise ConfigError(what, key=key, got=count, allowed=f"0 to {len(possible)}")
     chances = Chances(np.random.default_rng([seed, 9]))
     actions = chances.shuffled(possible)[:count]
     return dict(zip(actions, nonsense(chances, count), strict=True))
@@ -284,7 +284,8 @@ class NewVerbs:
         check_told(self.settings)
         check_told(self.pool_settings)
         self.sizes = {"train": num_train, "val": num_val}
-        self.lexicon = draw_lexicon(seed, num_new, things=max_things, late=min(max_events, pool_events) > 1)
+        late, key = min(max_events, pool_events) > 1, "texts.source.num_new"
+        self.lexicon = draw_lexicon(seed, num_new, things=max_things, late=late, key=key)
 
     def item(self, split: str, index: int) -> dict[str, Any]:
         """A caption of a split with its plan."""

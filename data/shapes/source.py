@@ -92,7 +92,7 @@ class ShapesSource:
             raise ConfigError(what, key="data.source.reordered", got=reordered, allowed="0 to 1")
         if not fps > 0:
             raise ConfigError("no clip has this frame rate", key="data.source.fps", got=fps, allowed="> 0")
-        self.lexicon = draw_lexicon(seed, new_verbs, things=max_things, late=rests)
+        self.lexicon = draw_lexicon(seed, new_verbs, things=max_things, late=rests, key="data.source.new_verbs")
 
     def splits(self) -> tuple[str, ...]:
         """Those that have clips."""

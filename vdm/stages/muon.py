@@ -90,9 +90,8 @@ class Muon(torch.optim.AdamW):
             ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
             alike.setdefault(tuple(ahead.shape), []).append((parameter, ahead))
         for (rows, columns), pairs in alike.items():  # matrices of one shape in one call
-            with torch.autocast(
-                pairs[0][1].device.type, enabled=False
-            ):  # in bf16 steps of low rank come out far too long
+            # Training loops step under autocast, and in bf16 steps of low rank come out far too long.
+            with torch.autocast(pairs[0][1].device.type, enabled=False):
                 steps = orthogonal(torch.stack([ahead for _, ahead in pairs]))
             length = group["lr"] * max(1.0, rows / columns) ** 0.5
             for (parameter, _), direction in zip(pairs, steps, strict=True):
@@ -120,9 +119,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
     square = wide @ wide.mT  # k r r
     identity = torch.eye(square.shape[-1], dtype=wide.dtype, device=wide.device)
     factors = identity
-    for _ in range(ITERATIONS):
+    for left in reversed(range(ITERATIONS)):
         factor = a * identity + b * square + c * square @ square
         factors = factor @ factors
-        square = factor @ square @ factor
+        if left:
+            square = factor @ square @ factor
     wide = factors @ wide
     return wide.mT if matrices.shape[-2] > matrices.shape[-1] else wide

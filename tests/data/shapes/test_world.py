@@ -350,7 +350,8 @@ def test_where_nothing_rests_events_fill_the_clip():
         ({"shades": []}, "data.source.shades"),
         ({"sizes": ["huge"]}, "data.source.sizes"),
         ({"reordered": -0.1}, "data.source.reordered"),
-        ({"new_verbs": 99}, "number of new verbs"),
+        ({"new_verbs": 99}, "data.source.new_verbs"),
+        ({"new_verbs": -1}, "data.source.new_verbs"),
         ({"scatter": 1.5}, "data.source.scatter"),
     ],
 )
