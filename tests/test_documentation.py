@@ -17,6 +17,7 @@ SCRIPTS = sorted((ROOT / "shellscripts").glob("*.sh"))
 PRIMARY = {
     "train.py": "train", "evaluate.py": "evaluate", "sample.py": "sample", "data.prepare": "prepare",
     "data.precompute": "precompute", "vdm.export": "export", "dysen.plan": "plan", "dysen.parsing": "parsing",
+    "vdm.evaluation.report": "report",
 }  # fmt: skip
 
 

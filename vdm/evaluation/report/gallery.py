@@ -1,0 +1,173 @@
+"""The worst and the best cases, each as prompt, plan timeline, scene graph and video, inside the page and within a size."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vdm.errors import DataError
+from vdm.evaluation.report.markup import Markup, folded, join, long_text, number, tag
+from vdm.evaluation.report.reading import Case
+from vdm.video import decode, encode_mp4
+
+SMALLEST = 224  # shorter side in pixels below which a clip is enlarged: browsers smear small ones
+MOST_FRAMES = 600
+LARGEST = 4096  # side of a picture that is still shown
+LONGEST_PLAN = 4000  # letters
+
+
+class Embedder:
+    """Turns files into data URIs until `most` bytes of page are used up."""
+
+    def __init__(self, most: int):
+        self.most, self.used, self.left_out = most, 0, 0
+
+    def __call__(self, content: bytes, kind: str) -> str | None:
+        size = 4 * -(-len(content) // 3)
+        if self.used + size > self.most:
+            self.left_out += 1
+            return None
+        self.used += size
+        return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def gallery(cases: Sequence[Case], names: Sequence[str], *, each: int, embed: Embedder, folder: Path) -> Markup:
+    """`cases` from worst to best by `names`; without names there is no worst and the first ones are shown."""
+    if not names:
+        shown = [("", case) for case in cases[: 2 * each]]
+    else:
+        half = min(each, -(-len(cases) // 2))
+        worst, best = cases[:half], list(reversed(cases[half:]))[:each]
+        shown = [(f"worst {i + 1}", case) for i, case in enumerate(worst)]
+        shown += [(f"best {i + 1}", case) for i, case in enumerate(best)]
+    # The first of both ends come before the second, so that a full page has lost the cases in between.
+    order = sorted(range(len(shown)), key=lambda i: int(shown[i][0].split()[-1]) if shown[i][0] else i)
+    articles = {i: _article(*shown[i], embed=embed, folder=folder) for i in order}
+    parts = []
+    if names:
+        parts.append(
+            tag(
+                "p",
+                f"The worst and the best of {len(cases):,} clips by their mean rank over {', '.join(names)}.",
+                class_="note",
+            )
+        )
+    for end, title in (("worst", "Worst"), ("best", "Best"), ("", "")):
+        chosen = [articles[i] for i, (label, _) in enumerate(shown) if label.split(" ")[0] == end]
+        if chosen:
+            parts += [tag("h3", title) if title else "", tag("div", *chosen, class_="cases")]
+    return join(parts)
+
+
+def _article(label: str, case: Case, *, embed: Embedder, folder: Path) -> Markup:
+    videos = [
+        _video(case, name, title, embed, folder) for name, title in (("video", "made"), ("original", "true clip"))
+    ]
+    drawings = [_drawing(case, name, title, embed) for name, title in (("timeline", "plan"), ("graph", "scene graph"))]
+    if not any(drawings):
+        drawings = [_plan(case)]
+    scores = [tag("span", f"{name} ", tag("b", number(value)), class_="chip") for name, value in case.scores.items()]
+    head = tag(
+        "header", tag("span", label, class_=f"mark {label.split(' ')[0]}") if label else "", tag("code", case.key)
+    )
+    return tag(
+        "article",
+        head,
+        long_text(case.caption, class_="caption") if case.caption else "",
+        tag("div", tag("div", *videos, class_="videos"), tag("div", *drawings, class_="drawings"), class_="case"),
+        tag("div", *scores, class_="chips"),
+    )
+
+
+def _video(case: Case, name: str, title: str, embed: Embedder, folder: Path) -> Markup:
+    path = case.files.get(name)
+    if path is None:
+        return Markup() if name == "original" else tag("p", "No video was kept of this clip.", class_="note")
+    try:
+        content = playable(path)
+    except (OSError, ValueError, DataError, av.FFmpegError) as error:
+        return tag("p", f"{title}: {path.name} cannot be shown: {str(error).splitlines()[0]}", class_="note")
+    source = embed(content, "video/mp4")
+    if source is None:
+        where = path.relative_to(folder) if path.is_relative_to(folder) else path.name
+        return tag("p", f"{title}: left out, the page is full. It is in {where}", class_="note")
+    video = tag(
+        "video", src=source, controls=True, loop=True, muted=True, autoplay=True, playsinline=True, aria_label=title
+    )
+    return tag("figure", video, tag("figcaption", title))
+
+
+def playable(path: Path) -> bytes:
+    """H.264 that every browser plays, with pixels large enough to be seen as they are."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        if not container.streams.video:
+            raise ValueError("it holds no video")
+        stream = container.streams.video[0]
+        codec, rate = stream.codec_context, stream.average_rate
+        height, width = codec.height, codec.width
+        plays = codec.name == "h264" and codec.pix_fmt == "yuv420p" and container.format.name.startswith("mov")
+    if not 0 < min(height, width) <= max(height, width) <= LARGEST:
+        raise ValueError(f"its frames are {width}x{height}")
+    if plays and min(height, width) >= SMALLEST:
+        return path.read_bytes()
+    frames = decode(path, limit=MOST_FRAMES)  # T H W 3
+    times = max(1, -(-SMALLEST // min(frames.shape[1:3])))
+    frames = frames.repeat(times, axis=1).repeat(times, axis=2)
+    odd = [(0, frames.shape[1] % 2), (0, frames.shape[2] % 2)]
+    frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")
+    return encode_mp4(frames, float(rate or 8), crf=20, preset="medium")
+
+
+def _drawing(case: Case, name: str, title: str, embed: Embedder) -> Markup:
+    path = case.files.get(name)
+    if path is None:
+        return Markup()
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return Markup()
+    if b"<svg" not in content[:1000]:
+        return tag("p", f"{title}: {path.name} is no SVG", class_="note")
+    source = embed(content, "image/svg+xml")  # as an image, in which nothing can run or be fetched
+    if source is None:
+        return tag("p", f"{title}: left out, the page is full", class_="note")
+    image = tag("img", src=source, alt=f"{title} of {case.key}")
+    return tag(
+        "figure", tag("figcaption", title), tag("div", image, class_="scroll paper", tabindex="0"), class_="drawing"
+    )
+
+
+def _plan(case: Case) -> Markup:
+    """The events as text where nobody drew them."""
+    path = case.files.get("plan")
+    if path is None:
+        return Markup()
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return tag("p", f"plan: {path.name} cannot be read", class_="note")
+    plan = plan.get("plan", plan) if isinstance(plan, dict) else plan
+    lines = [json.dumps(event, ensure_ascii=False) for event in plan] if isinstance(plan, list) else [json.dumps(plan)]
+    return folded("plan", tag("pre", "\n".join(lines)[:LONGEST_PLAN]), is_open=True)
+
+
+def sheet(folder: Path, embed: Embedder) -> Markup:
+    """The picture and captions that evaluations without cases have."""
+    path, captions = folder / "sheet.png", folder / "captions.txt"
+    if not path.is_file():
+        return Markup()
+    source = embed(path.read_bytes(), "image/png")
+    if source is None:
+        return tag("p", f"{path.name} is left out, the page is full", class_="note")
+    lines = captions.read_text(encoding="utf-8", errors="replace").splitlines() if captions.is_file() else []
+    listed = tag("ol", *(tag("li", tag("bdi", line)) for line in lines)) if lines else ""
+    picture = tag(
+        "div", tag("img", src=source, alt="frames of clips, time from left to right"), class_="scroll", tabindex="0"
+    )
+    about = "Pairs of rows: the clip of the caption, and what was made of it. Time goes from left to right."
+    return join([tag("p", about, class_="note"), picture, listed])
