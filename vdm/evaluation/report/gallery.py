@@ -60,7 +60,9 @@ def gallery(cases: Sequence[Case], names: Sequence[str], *, each: int, embed: Em
     for end, title in (("worst", "Worst"), ("best", "Best"), ("", "")):
         chosen = [articles[i] for i, (label, _) in enumerate(shown) if label.split(" ")[0] == end]
         if chosen:
-            parts += [tag("h3", title) if title else "", tag("div", *chosen, class_="cases")]
+            is_bare = not any(case.caption or {"plan", "timeline", "graph"} & set(case.files) for _, case in shown)
+            kind = "cases bare" if is_bare else "cases"
+            parts += [tag("h3", title) if title else "", tag("div", *chosen, class_=kind)]
     return join(parts)
 
 
@@ -68,9 +70,8 @@ def _article(label: str, case: Case, *, embed: Embedder, folder: Path) -> Markup
     videos = [
         _video(case, name, title, embed, folder) for name, title in (("video", "made"), ("original", "true clip"))
     ]
-    drawings = [_drawing(case, name, title, embed) for name, title in (("timeline", "plan"), ("graph", "scene graph"))]
-    if not any(drawings):
-        drawings = [_plan(case)]
+    plan, graph = _drawing(case, "timeline", "plan", embed), _drawing(case, "graph", "scene graph", embed)
+    plan = plan or _plan(case)
     scores = [tag("span", f"{name} ", tag("b", number(value)), class_="chip") for name, value in case.scores.items()]
     head = tag(
         "header", tag("span", label, class_=f"mark {label.split(' ')[0]}") if label else "", tag("code", case.key)
@@ -79,7 +80,8 @@ def _article(label: str, case: Case, *, embed: Embedder, folder: Path) -> Markup
         "article",
         head,
         long_text(case.caption, class_="caption") if case.caption else "",
-        tag("div", tag("div", *videos, class_="videos"), tag("div", *drawings, class_="drawings"), class_="case"),
+        tag("div", tag("div", *videos, class_="videos"), plan, class_="case"),
+        graph,
         tag("div", *scores, class_="chips"),
     )
 

@@ -96,7 +96,9 @@ def comparison(result: Result, lineage: Sequence[Ancestor]) -> Markup:
     apart = [one for one in others if one not in same]
     published = [one for one in paper()["tables"] if one["protocol"] == result.protocol]
     if not same and not published:
-        return tag("p", "The paper has no table for this protocol, and no parent was measured by it", *_left_out(apart), ".")
+        return tag(
+            "p", "The paper has no table for this protocol, and no parent was measured by it", *_left_out(apart), "."
+        )
     wanted = [name for one in published for name in one["measures"]]
     columns = [m.name for m in result.measures]
     for name in dict.fromkeys(wanted):
@@ -157,7 +159,7 @@ def breakdowns(result: Result) -> Markup:
         figures = [one for one in paper()["figures"] if (one["protocol"], one["breakdown"]) == (result.protocol, name)]
         plots = [_plot(name, column, bins, figures) for column in _unnumbered(names)]
         drawn = [one for one in figures if one["measure"] in map(_measure_of, names)]
-        notes = [f"{one['name']} of the paper, {one['note']}; {paper()['note']}" for one in drawn]
+        notes = [f"{one['name']} of the paper, {one['note']}; protocol not known to be equal." for one in drawn]
         rows = [
             [row["bin"], plain(row.get("clips")), join((f"{n} {number(v)}" for n, v in row["metrics"].items()), ", ")]
             for row in bins
@@ -202,7 +204,13 @@ def _plot(
             Series(f"{name} ({figure['name']})", list(zip(places, values, strict=True)), of_others=True)
             for name, values in figure["series"].items()
         ]
-    labels = [(name, f"{clips[name]} clips" if clips.get(name) is not None else "") for name in order]
+    labels = [
+        (
+            name.replace("<=", "\u2264").replace(">=", "\u2265"),
+            f"{clips[name]} clips" if clips.get(name) is not None else "",
+        )
+        for name in order
+    ]
     return plot(series, title=title, labels=labels, x=breakdown.replace("_", " "))
 
 

@@ -29,7 +29,7 @@ def page(
     ordered, names = ranked(list(cases))
     shown = gallery.gallery(ordered, names, each=each, embed=embed, folder=result.folder) if ordered else Markup()
     sheet = gallery.sheet(result.folder, embed) if not names else Markup()
-    lost = tag("p", f"{unreadable} lines of cases.jsonl cannot be read.", class_="note") if unreadable else ""
+    lost = tag("p", f"Lines of cases.jsonl that cannot be read: {unreadable}.", class_="note") if unreadable else ""
     found = {
         "Numbers": join([numbers.all_numbers(result), _skipped(result)]),
         "Beside others": numbers.comparison(result, lineage),
@@ -202,7 +202,8 @@ def _date(seconds: Any) -> str | None:
 def _commands(result: Result, lineage: Sequence[Ancestor]) -> Markup:
     """Oldest first. What was not recorded is put together from the stage, the data and the name of the run."""
     lines, guessed = [], False
-    for one in reversed(list({a.run.folder: a for a in lineage}.values())):
+    deepest = {one.run.folder: one for one in sorted(lineage, key=lambda one: one.depth)}
+    for one in sorted(deepest.values(), key=lambda one: -one.depth):
         command = one.info.get("command")
         if not command and one.info.get("stage"):
             command, guessed = _said("train.py", f"stage={one.info['stage']}", f"data={one.info.get('data')}",
