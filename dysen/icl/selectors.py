@@ -66,7 +66,8 @@ class PolicySelector(Selector):
 
     def fingerprint(self) -> dict[str, Any]:
         weights = checkpoint.digest({"project": self.policy.project.weight})
-        return super().fingerprint() | self.policy.features.fingerprint() | {"policy": weights}
+        own = {"policy": weights, "covered": self.policy.covered}
+        return super().fingerprint() | self.policy.features.fingerprint() | own
 
 
 def policy_of_run(*, run: str | None, output_root: str, shots: NonNegativeInt | None) -> PolicySelector:
@@ -87,6 +88,7 @@ def policy_of_run(*, run: str | None, output_root: str, shots: NonNegativeInt | 
         features=instantiate(features, _convert_="all"),
         width=described["width"],
         temperature=described["temperature"],
+        covered=settings.get("covered", 0.0),  # older runs: as published
     )
     checkpoint.load_weights(policy, tensors, source=str(found.folder))
     return PolicySelector(policy=policy, shots=described["shots"] if shots is None else shots)

@@ -18,7 +18,7 @@ from dysen.icl.rewards import Outcome, RewardTerm
 from dysen.icl.selectors import NearestSelector, PolicySelector
 from dysen.planner import Planner
 from dysen.stages.planning import PlanningStage
-from vdm.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.bounds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Drawn(Selector):
@@ -45,6 +45,7 @@ class PlannerStage(PlanningStage):
         features: TextFeatures,
         width: PositiveInt,
         temperature: PositiveFloat,
+        covered: Fraction,
         shots: PositiveInt,
         terms: Mapping[str, RewardTerm | None],
         baseline: MovingBaseline,
@@ -68,7 +69,7 @@ class PlannerStage(PlanningStage):
             max_skipped=max_skipped,
             seed=seed,
         )
-        self.policy = ExamplePolicy(pool=pool, features=features, width=width, temperature=temperature)
+        self.policy = ExamplePolicy(pool=pool, features=features, width=width, temperature=temperature, covered=covered)
         self.drawn = Drawn(pool=pool, shots=shots)
         self.planner = planner(selector=self.drawn)
         self.baseline, self.normalise, self.entropy_weight = baseline, normalise, entropy_weight

@@ -8,7 +8,7 @@ import torch
 from dysen.action_plan import Event, Plan
 from dysen.demonstrations import Demonstration
 from dysen.icl.features import EncodedText, HashedWords
-from dysen.icl.policy import ExamplePolicy, from_bytes, log_prob, to_bytes
+from dysen.icl.policy import ExamplePolicy, from_bytes, to_bytes
 from dysen.icl.reinforce import MovingBaseline, advantages, policy_loss
 from dysen.icl.selectors import NearestSelector, PolicySelector
 from vdm.conditions.encoders.small import SmallEncoder
@@ -23,9 +23,9 @@ def words(**changes):
     return HashedWords(**{"width": 512, "longest": 2, "is_weighted": True, **changes})
 
 
-def policy(pool=POOL, temperature=1.0, **changes):
+def policy(pool=POOL, temperature=1.0, covered=0.0, **changes):
     torch.manual_seed(0)
-    return ExamplePolicy(pool=pool, features=words(**changes), width=128, temperature=temperature)
+    return ExamplePolicy(pool=pool, features=words(**changes), width=128, temperature=temperature, covered=covered)
 
 
 def test_hashed_words():
@@ -77,19 +77,26 @@ def test_nearest_leaves_out_the_caption_itself_and_shows_the_nearest_last():
 
 
 def test_the_probability_of_a_choice_without_replacement_is_exact():
-    logits = torch.randn(1, 5, generator=torch.Generator().manual_seed(1)).double()
-    logits[0, 2] = -torch.inf
-    p = logits.softmax(-1)[0]
+    chooser = policy().double()
+    query = ["The dog barks."]
+    p = chooser.logits(query).softmax(-1)[0]
     a, b = 3, 0
-    expected = p[a] * p[b] / (1 - p[a])
-    assert log_prob(logits, torch.tensor([[a, b]])).exp().item() == pytest.approx(expected.item())
-    everything = torch.tensor(list(itertools.permutations((0, 1, 3, 4), 3)))
-    total = log_prob(logits.expand(len(everything), 5), everything).exp().sum()
+    found = chooser.log_prob(query, torch.tensor([[a, b]])).exp()
+    assert found.item() == pytest.approx((p[a] * p[b] / (1 - p[a])).item())
+
+
+@pytest.mark.parametrize("covered", [0.0, 1.0])
+def test_the_probabilities_of_all_choices_sum_to_one(covered):
+    chooser = policy(covered=covered).double()
+    query = [CAPTIONS[2]]  # never its own demonstration
+    everything = torch.tensor(list(itertools.permutations((0, 1, 3), 2)))
+    total = chooser.log_prob(query * len(everything), everything).exp().sum()
     assert total.item() == pytest.approx(1)
 
 
-def test_draws_follow_their_probability():
-    chooser = policy(temperature=0.2)
+@pytest.mark.parametrize("covered", [0.0, 0.7])
+def test_draws_follow_their_probability(covered):
+    chooser = policy(temperature=0.2, covered=covered)
     query = ["A red dog jumps."]
     torch.manual_seed(3)
     choice = chooser.draw(query * 20_000, 2)
@@ -97,6 +104,8 @@ def test_draws_follow_their_probability():
     for key in keys.unique():
         rows = keys == key
         p = choice.log_prob[rows][0].exp().item()
+        again = chooser.log_prob(query, choice.positions[rows][:1])
+        assert again.exp().item() == pytest.approx(p, rel=1e-5)
         assert rows.float().mean().item() == pytest.approx(p, abs=4 * (p / 20_000) ** 0.5 + 1e-3)
     assert (choice.positions[:, 0] != choice.positions[:, 1]).all()
 
@@ -115,11 +124,24 @@ def test_a_caption_is_never_its_own_demonstration():
 
 
 def test_an_untrained_policy_ranks_nearly_as_its_features():
-    chooser = ExamplePolicy(pool=POOL, features=words(), width=4096, temperature=1.0)
+    chooser = ExamplePolicy(pool=POOL, features=words(), width=4096, temperature=1.0, covered=0.0)
     likeness = words()(["The dog barks."]) @ words()(CAPTIONS).T
     logits = chooser.logits(["The dog barks."])
     assert logits.argmax() == 2
     assert (logits - likeness).abs().max() < 0.2
+
+
+def test_a_shot_is_chosen_for_what_is_not_explained_yet():
+    said = ("the red ball zonks", "a red ball zonks", "red balls zonk", "a blue cube plimmers")
+    pool = tuple(Demonstration(f"d{i}", caption, PLAN) for i, caption in enumerate(said))
+    query = ["the red ball zonks before a cube plimmers"]
+    torch.manual_seed(0)
+    features = words(longest=1)
+    chosen = {}
+    for covered in (0.0, 1.0):
+        chooser = ExamplePolicy(pool=pool, features=features, width=4096, temperature=1.0, covered=covered)
+        chosen[covered] = chooser.best(query, 2)[0].tolist()
+    assert chosen == {0.0: [0, 1], 1.0: [0, 3]}
 
 
 def test_planning_is_greedy_and_the_most_relevant_is_last():
@@ -142,7 +164,7 @@ def test_the_pool_comes_back_from_a_checkpoint():
 def two_candidates():
     pool = tuple(Demonstration(name, name, PLAN) for name in ("good", "bad"))
     torch.manual_seed(0)
-    return ExamplePolicy(pool=pool, features=words(longest=1), width=16, temperature=1.0)
+    return ExamplePolicy(pool=pool, features=words(longest=1), width=16, temperature=1.0, covered=0.0)
 
 
 @pytest.mark.parametrize("better", [0, 1])
@@ -153,7 +175,7 @@ def test_the_gradient_raises_the_better_candidate(better):
         before = chooser.logits(query).softmax(-1)[0, better]
     for drawn in (0, 1):  # whichever was drawn, with its own reward
         chooser.zero_grad()
-        log_p = log_prob(chooser.logits(query), torch.tensor([[drawn]]))
+        log_p = chooser.log_prob(query, torch.tensor([[drawn]]))
         reward = torch.tensor([float(drawn == better)])
         policy_loss(log_p, advantages(reward, torch.tensor(0.5), is_normalised=False)).backward()
         with torch.no_grad():

@@ -43,7 +43,7 @@ def store(root, name, stage, network, tensors, settings):
 def store_policy(root, name="chooser", features=FEATURES):
     torch.manual_seed(0)
     policy = ExamplePolicy(
-        pool=POOL, features=HashedWords(width=64, longest=1, is_weighted=True), width=8, temperature=0.5
+        pool=POOL, features=HashedWords(width=64, longest=1, is_weighted=True), width=8, temperature=0.5, covered=0.0
     )
     with torch.no_grad():
         policy.project.weight.normal_()

@@ -54,7 +54,7 @@ class Shown(LanguageModel):
 def stage(texts, llm, **changes):
     torch.manual_seed(0)
     given = {
-        "name": "planner", "pool": pool_of(source=texts, path=None), "width": 64, "temperature": 0.1, "shots": 2,
+        "name": "planner", "pool": pool_of(source=texts, path=None), "width": 64, "temperature": 0.1, "covered": 0.0, "shots": 2,
         "planner": lambda selector: Planner(llm=llm, selector=selector, imagination=None, form="tuples", retries=0,
                                             max_tick=15, fallback="caption"),
         "features": HashedWords(width=512, longest=1, is_weighted=True),
