@@ -13,11 +13,12 @@ from result_folder import HOSTILE, content, moving, write_results
 
 from vdm.errors import DataError
 from vdm.evaluation.report import write_report
+from vdm.evaluation.report.bins import _place, breakdowns
 from vdm.evaluation.report.gallery import playable
 from vdm.evaluation.report.markup import Markup, number, tag, text
 from vdm.evaluation.report.numbers import paper
 from vdm.evaluation.report.plots import Axis
-from vdm.evaluation.report.reading import Case, better, ranked, read_cases, read_lineage
+from vdm.evaluation.report.reading import Case, Result, better, ranked, read_cases, read_lineage
 from vdm.video import decode, encode_mp4
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -313,3 +314,31 @@ def test_command(folder, source, tmp_path):
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert "key:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "bins",
+    [
+        ["<3", "3", "4", ">=5", "unknown"],
+        ["<=10", "11-20", "21-30", ">30"],
+        ["128", "256", "1024"],
+        ["\u226410", "10 \u2013 20", "20+"],
+    ],
+)
+def test_bins_are_in_order(bins):
+    assert sorted(reversed(bins), key=_place) == bins
+
+
+def test_bins_of_the_paper_are_ours():
+    rows = [
+        {"bin": name, "clips": 9, "metrics": {f"fvd{9 + i}_16f": i}} for i, name in enumerate(["<=10", "11-20", ">50"])
+    ]
+    result = Result(Path(), {"protocol": {"name": "activitynet"}, "breakdowns": {"prompt_length": rows}})
+    page = Page(breakdowns(result))
+    assert page.elements.count("svg") - page.elements.count("span") / 2 == 1, "one plot for all counts of clips"
+    labels = [word for word in page.words if word in ("\u226410", "11-20", "10-20", "20-30", ">50")]
+    assert labels[:4] == ["\u226410", "11-20", "20-30", ">50"]
+    frames = [{"bin": str(n), "metrics": {f"fvd30_{n}f": 1.0 * n, "flow_lk": 0.1}} for n in (128, 256)]
+    result = Result(Path(), {"protocol": {"name": "activitynet"}, "breakdowns": {"frames": frames}})
+    titles = [name for name in Page(breakdowns(result)).words if name in ("fvd", "flow_lk", "fvd_128f")]
+    assert titles == ["fvd", "flow_lk"]

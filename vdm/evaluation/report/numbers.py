@@ -10,8 +10,7 @@ from importlib import resources
 from typing import Any
 
 from vdm.evaluation.report.markup import Markup, facts, folded, join, number, plain, table, tag
-from vdm.evaluation.report.plots import Series, plot
-from vdm.evaluation.report.reading import COUNTS, Ancestor, Measure, Result, better, measures, results_of
+from vdm.evaluation.report.reading import COUNTS, Ancestor, Measure, Result, better, results_of
 
 ARROWS = {"higher": "\u2191", "lower": "\u2193", None: ""}
 SPAN = ("low", "high")
@@ -33,7 +32,7 @@ def tiles(result: Result, *, most: int) -> Markup:
     """The first numbers, large."""
     shown = []
     for measure in result.measures[:most]:
-        beside = _span(measure.beside)
+        beside = span_of(measure.beside)
         if not beside and "floor" in measure.beside:
             beside = f"floor {number(measure.beside['floor'])}"
         if not beside and measure.original is not None:
@@ -43,7 +42,7 @@ def tiles(result: Result, *, most: int) -> Markup:
     return tag("div", *shown, class_="tiles") if shown else Markup()
 
 
-def _span(beside: Mapping[str, Any]) -> str:
+def span_of(beside: Mapping[str, Any]) -> str:
     if all(isinstance(beside.get(end), int | float) for end in SPAN):
         return f"{number(beside['low'])} to {number(beside['high'])}"
     return ""
@@ -55,7 +54,7 @@ def all_numbers(result: Result) -> Markup:
     if not found:
         return tag("p", "There is no number: every metric was skipped.")
     columns = {
-        "interval (95 %)": [_span(m.beside) for m in found],
+        "interval (95 %)": [span_of(m.beside) for m in found],
         "floor: real against real": [number(m.beside["floor"]) if "floor" in m.beside else "" for m in found],
         "at the floor's count": [_matched(m) for m in found],
         "deviation": [number(m.beside["deviation"]) if "deviation" in m.beside else "" for m in found],
@@ -102,17 +101,17 @@ def comparison(result: Result, lineage: Sequence[Ancestor]) -> Markup:
     wanted = [name for one in published for name in one["measures"]]
     columns = [m.name for m in result.measures]
     for name in dict.fromkeys(wanted):
-        if name not in map(_measure_of, columns):
+        if name not in map(measure_of, columns):
             columns.append(name)  # not measured here
     if published:  # what both have comes first
-        columns.sort(key=lambda column: _measure_of(column) not in wanted)
+        columns.sort(key=lambda column: measure_of(column) not in wanted)
     rows = [[tag("b", result.subject), "measured here", *_cells(result, columns)]]
     rows += [[f"{one.subject} (parent)", "measured here, same protocol", *_cells(one, columns)] for one in same]
     for one in published:
         mark = tag("span", one["name"], class_="mark", title=paper()["note"])
         for name, *values in one["rows"]:
             given = dict(zip(one["measures"], values, strict=True))
-            cells = [given.get(_measure_of(column)) or "" for column in columns]
+            cells = [given.get(measure_of(column)) or "" for column in columns]
             rows.append([name, join([mark, f" {one['about']}"]), *cells])
     head = ["", "from", *map(titled, columns)]
     parts = [table(head, rows, class_="numbers comparison")]
@@ -131,7 +130,7 @@ def _left_out(apart: Sequence[Result]) -> list[str]:
     return [f"; results of parents under other protocols, or without an id: {names}"]
 
 
-def _measure_of(column: str) -> str | None:
+def measure_of(column: str) -> str | None:
     """Which measure of the paper a column holds."""
     return next((name for name, one in paper()["measures"].items() if re.match(one["pattern"], column)), None)
 
@@ -143,91 +142,9 @@ def _cells(result: Result, columns: Sequence[str]) -> list[Markup]:
         if column not in found:
             cells.append(tag("span", "not measured", class_="absent"))
             continue
-        span = _span(found[column].beside)
+        span = span_of(found[column].beside)
         cells.append(join([number(found[column].value), tag("small", f" {span}") if span else ""]))
     return cells
-
-
-# ---- by bins ----------------------------------------------------------------------------------------------------------
-
-
-def breakdowns(result: Result) -> Markup:
-    """For each breakdown a plot of each number by bins, with the paper's curves in grey where it has them."""
-    parts = []
-    for name, bins in result.breakdowns.items():
-        names = list(dict.fromkeys(m.name for row in bins for m in measures(row["metrics"])))
-        figures = [one for one in paper()["figures"] if (one["protocol"], one["breakdown"]) == (result.protocol, name)]
-        plots = [_plot(name, column, bins, figures) for column in _unnumbered(names)]
-        drawn = [one for one in figures if one["measure"] in map(_measure_of, names)]
-        notes = [f"{one['name']} of the paper, {one['note']}; protocol not known to be equal." for one in drawn]
-        rows = [
-            [row["bin"], plain(row.get("clips")), join((f"{n} {number(v)}" for n, v in row["metrics"].items()), ", ")]
-            for row in bins
-        ]
-        parts += [
-            tag("h3", f"By {name.replace('_', ' ')}"),
-            tag("div", *plots, class_="plots"),
-            *(tag("p", f"Grey: {note}", class_="note") for note in notes),
-            folded("The same as a table", table(["", "clips", "numbers"], rows)),
-        ]
-    return join(parts)
-
-
-def _unnumbered(names: Sequence[str]) -> list[str]:
-    """One title for a number that carries another count in each bin: fvd of 34 clips and of 40."""
-    return list(dict.fromkeys(_title(name) for name in names))
-
-
-def _title(name: str) -> str:
-    return re.sub(r"(?<=[a-z])\d+(?=_|x|$)", "", name)
-
-
-def _plot(
-    breakdown: str, title: str, bins: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]]
-) -> Markup:
-    figures = [one for one in figures if one["measure"] == _measure_of(title)]
-    order = [_bin(row["bin"]) for row in bins]
-    for figure in figures:
-        order = _merged(order, [_bin(one) for one in figure["bins"]])
-    clips = {_bin(row["bin"]): row.get("clips") for row in bins}
-    points, spans = [], []
-    for row in bins:
-        for one in measures(row["metrics"]):
-            if _title(one.name) == title and isinstance(one.value, int | float):
-                points.append((order.index(_bin(row["bin"])), float(one.value)))
-                known = _span(one.beside)
-                spans.append(tuple(float(one.beside[end]) for end in SPAN) if known else None)
-    series = [Series("this run", points, spans)]
-    for figure in figures:
-        places = [order.index(_bin(one)) for one in figure["bins"]]
-        series += [
-            Series(f"{name} ({figure['name']})", list(zip(places, values, strict=True)), of_others=True)
-            for name, values in figure["series"].items()
-        ]
-    labels = [
-        (
-            name.replace("<=", "\u2264").replace(">=", "\u2265"),
-            f"{clips[name]} clips" if clips.get(name) is not None else "",
-        )
-        for name in order
-    ]
-    return plot(series, title=title, labels=labels, x=breakdown.replace("_", " "))
-
-
-def _bin(name: Any) -> str:
-    """One spelling for bins: 7+, >=7 and ≥7 are the same."""
-    name = re.sub(r"\s", "", str(name)).replace("\u2265", ">=").replace("\u2264", "<=").replace("\u2013", "-")
-    return re.sub(r"^(\d+)\+$", r">=\1", name)
-
-
-def _merged(ours: Sequence[str], others: Sequence[str]) -> list[str]:
-    """By their numbers, where all have one; else ours and then what they have besides."""
-    union = list(dict.fromkeys([*ours, *others]))
-    numbers = [re.search(r"\d+(\.\d+)?", name) for name in union]
-    if not all(numbers):
-        return union
-    keys = {name: (float(found.group()), ">" in name, name) for name, found in zip(union, numbers, strict=True)}
-    return sorted(union, key=lambda name: (keys[name][0] - ("<" in name) * 0.5, keys[name][1]))
 
 
 def counts(result: Result) -> dict[str, Any]:

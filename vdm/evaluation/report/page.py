@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vdm.evaluation.report import gallery, numbers
+from vdm.evaluation.report.bins import breakdowns
 from vdm.evaluation.report.gallery import Embedder
 from vdm.evaluation.report.markup import Markup, facts, folded, join, table, tag
 from vdm.evaluation.report.plots import Series, plot
@@ -33,7 +34,7 @@ def page(
     found = {
         "Numbers": join([numbers.all_numbers(result), _skipped(result)]),
         "Beside others": numbers.comparison(result, lineage),
-        "By bins": numbers.breakdowns(result),
+        "By bins": breakdowns(result),
         "Cases": join([lost, shown, sheet]),
         "Protocol": _protocol(result),
         "Training": _curves(lineage[0].run.folder / "metrics.csv") if lineage else Markup(),
