@@ -11,7 +11,7 @@ from dysen.plan import main as plan
 from dysen.planning_corpus import PlannedGraphs
 from vdm import config
 from vdm.errors import ConfigError, DataError, RunError
-from vdm.evaluating import evaluate
+from vdm.evaluating.command import evaluate
 from vdm.launch import CONF
 from vdm.sampling.model import TextToVideo
 

@@ -11,7 +11,7 @@ from sampling_runs import run_settings, write_run
 from data.shapes.judge import NAMES, judge
 from data.shapes.script import Background, Event, Placement, Script, Thing
 from vdm import config
-from vdm.evaluating import evaluate
+from vdm.evaluating.command import evaluate
 from vdm.launch import CONF
 from vdm.sampling.model import TextToVideo
 
@@ -56,10 +56,16 @@ def test_every_caption_is_sampled_once_and_judged(root, shapes_root, monkeypatch
     latents = TextToVideo.latents
     monkeypatch.setattr(TextToVideo, "latents", lambda self, *a, **k: made.append(a[1]) or latents(self, *a, **k))
     samples[2].unlink()
+    others = {path: path.stat().st_mtime_ns for path in samples if path != samples[2]}
+    before = (folder / "metrics.json").read_bytes()
     assert ask(root, shapes_root) == numbers
-    assert [len(keys) for keys in made] == [1], "only what is missing is made again, and it is the same"
+    assert [len(keys) for keys in made] == [6], "a batch is made as a whole, so that its arithmetic is the same"
+    assert {path: path.stat().st_mtime_ns for path in others} == others, "what is there stays"
+    assert (folder / "metrics.json").read_bytes() == before
+    assert ask(root, shapes_root) == numbers
+    assert len(made) == 1, "nothing is missing"
     ask(root, shapes_root, "protocol.seed=1")
-    assert sum(map(len, made)) == 7, "another seed is another set of samples"
+    assert sum(map(len, made)) == 12, "another seed is another set of samples"
 
 
 def test_single_action_is_of_clips_with_one_event():

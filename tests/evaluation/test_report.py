@@ -14,9 +14,9 @@ from result_folder import HOSTILE, content, moving, write_results
 from vdm.errors import DataError
 from vdm.evaluation.report import write_report
 from vdm.evaluation.report.bins import _place, breakdowns
-from vdm.evaluation.report.gallery import playable
 from vdm.evaluation.report.markup import Markup, number, tag, text
 from vdm.evaluation.report.numbers import paper
+from vdm.evaluation.report.playing import playable
 from vdm.evaluation.report.plots import Axis
 from vdm.evaluation.report.reading import Case, Result, better, ranked, read_cases, read_lineage
 from vdm.video import decode, encode_mp4

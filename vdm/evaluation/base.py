@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ class VideoMetric(Metric, ABC):
 
     full_state_update = False
     of_originals = False  # whether the clips the captions belong to are measured as well, by a second one
+    needs: tuple[str, ...] = ()  # of the clips, besides their pixels: captions, originals, truth
     skipped: str | None = None  # after compute: why there is no number
 
     @abstractmethod
@@ -24,6 +26,9 @@ class VideoMetric(Metric, ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, float]: ...
+
+    def keep_features(self, folder: Path) -> None:  # noqa: B027 - most have none
+        """From here on what networks give is kept in files, and taken from there."""
 
     def facts(self) -> dict[str, Any]:
         """After compute: what somebody needs beside the numbers to get them again."""

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 from vdm.types import VideoBatch
 
 GRAPHS = "scene_graph"  # the condition
+DRAWN = ("plan", "scene_graphs")  # extras that are drawn
+COPY = "~"  # after the key of a clip whose caption is sampled more than once, with a number
 
 
 class Plans(Protocol):
@@ -40,9 +42,24 @@ class GraphsOfClips:
             return [{name: extras[name][i] for name in names} for i in range(len(batch["key"]))]
         return [{GRAPHS: self._planned(*clip)} for clip in zip(batch["key"], batch["caption"], strict=True)]
 
+    def record(self, batch: VideoBatch, position: int) -> dict[str, Any] | None:
+        """What is said of one clip, as drawings are made of it."""
+        key, caption = batch["key"][position], batch["caption"][position]
+        if self.plans is not None:
+            row = self.plans.get(plain(key), caption)
+            return dict(row) if row is not None and row["scene_graphs"] is not None else None
+        extras = batch["extras"]
+        said = {name: extras[name][position] for name in DRAWN if name in extras}
+        return {"caption": caption, **said} if any(value is not None for value in said.values()) else None
+
     def _planned(self, key: str, caption: str) -> Any:
         assert self.plans is not None, "graphs of a planner"
-        row = self.plans.get(key, caption)
+        row = self.plans.get(plain(key), caption)
         graphs = None if row is None else row["scene_graphs"]
         self.without += graphs is None
         return graphs
+
+
+def plain(key: str) -> str:
+    """Of the clip itself."""
+    return key.partition(COPY)[0]

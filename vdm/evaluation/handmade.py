@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+VERSION = 1  # of the features below: kept ones are of one version
 HUES = 8
 DULL = 0.2  # saturation up to which a pixel has no hue
 EMPTY = 0.002  # share of the picture below which a patch fades out of the features
@@ -33,7 +34,7 @@ class HandmadeFeatures:
         return torch.cat([parts[name].flatten(1) / unit for name, unit in SCALE.items()], dim=1).cpu()
 
     def facts(self) -> dict[str, Any]:
-        return {"network": "none: features by hand", "resize": "none"}
+        return {"network": f"none: features by hand, {VERSION}", "resize": "none"}
 
 
 def _patches(x: Tensor) -> dict[str, Tensor]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,8 @@ class KeyedMetric(VideoMetric):
         self.skipped: str | None = None
         self.counts: dict[str, int] = {}  # distinct clips a side, after compute
         self._unavailable: str | None = None
+        self._part: frozenset[tuple[int, int]] | None = None  # of the clips, by the digests of their keys
+        self._order: list[tuple[int, int]] = []  # whose rows were given last
         self.add_state("absent", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         for side in self.sides:
             self.add_state(f"{side}_keys", [], dist_reduce_fx="cat")
@@ -70,6 +74,38 @@ class KeyedMetric(VideoMetric):
     def reset(self) -> None:
         super().reset()
         self.skipped, self._unavailable, self.counts = None, None, {}
+
+    @property
+    def is_part(self) -> bool:
+        """Whether numbers are those of a part of the clips: under plain names, without what stands beside a distance."""
+        return self._part is not None
+
+    def numbers_of_parts(self, parts: Iterable[Sequence[str]]) -> list[dict[str, float]]:
+        """The numbers of the clips with these keys, for each part. Every process has to ask for the same parts."""
+        with self.sync_context(dist_sync_fn=gathered):
+            return [self._numbers_of(keys) for keys in parts]
+
+    def _numbers_of(self, keys: Sequence[str]) -> dict[str, float]:
+        if self.skipped is not None or not keys:
+            return {}
+        with self._only(keys):
+            try:
+                return self.numbers()
+            except Skipped:  # too few clips
+                return {}
+
+    @contextmanager
+    def _only(self, keys: Sequence[str]) -> Iterator[None]:
+        counts = dict(self.counts)
+        self._part = frozenset(map(tuple, digests(keys).tolist()))
+        try:
+            yield
+        finally:
+            self._part, self.counts = None, counts
+
+    def parted(self, side: str) -> bool:
+        """Whether a part is also a part of this side."""
+        return True
 
     @abstractmethod
     def see(self, video: Tensor, batch: VideoBatch) -> None:
@@ -104,12 +140,18 @@ class KeyedMetric(VideoMetric):
             raise Skipped(f"no {side} clips were seen")
         keys, rows = dim_zero_cat(kept).cpu().numpy(), dim_zero_cat(getattr(self, f"{side}_rows"))
         _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        self.counts[side] = len(first)
         found = rows[torch.from_numpy(first)].double()
         if len(rows) > len(first):
             apart = (rows.double() - found[torch.from_numpy(which.reshape(-1))]).abs().flatten(1).amax(1)
             if others := int((apart > 0.05 * found.nan_to_num().std()).sum()):
                 log.warning("%d clips share a key with a different clip and do not count", others)
+        self._order = list(map(tuple, keys[first].tolist()))
+        if self._part is not None and self.parted(side):
+            inside = [position for position, key in enumerate(self._order) if key in self._part]
+            found, self._order = found[inside], [self._order[position] for position in inside]
+        self.counts[side] = len(found)
+        if not len(found):
+            raise Skipped(f"no {side} clips are in this part")
         if found.isinf().any():
             raise Skipped("a feature or value is not finite")
         return found
@@ -119,6 +161,7 @@ class PerClip(KeyedMetric):
     """The mean over clips of numbers that each clip has for itself; NaN where a clip has none."""
 
     of_originals = True  # the clips the captions belong to are measured beside the made ones
+    _table: dict[tuple[int, int], list[float]] = {}
 
     @abstractmethod
     def columns(self) -> list[str]:
@@ -126,12 +169,20 @@ class PerClip(KeyedMetric):
 
     def numbers(self) -> dict[str, float]:
         rows = self.rows()  # n k
+        if not self.is_part:
+            self._table = dict(zip(self._order, rows.tolist(), strict=True))
         known = ~rows.isnan()
         sums, counts = torch.where(known, rows, 0.0).sum(0), known.sum(0)
         found = {n: (s / c).item() for n, s, c in zip(self.columns(), sums, counts, strict=True) if c}
         if not found:
             raise Skipped("no clip is long enough to have a value")
         return found
+
+    def scores(self, keys: Sequence[str]) -> list[dict[str, float]]:
+        """After compute: the numbers of each of these clips, those that it has."""
+        names = self.columns() if self._table else []
+        rows = [self._table.get(tuple(digest), []) for digest in digests(keys).tolist()]
+        return [{n: v for n, v in zip(names, row, strict=False) if not math.isnan(v)} for row in rows]
 
 
 def digests(keys: Sequence[str]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vdm.evaluation import distances
 from vdm.evaluation.distances import Distance
+from vdm.evaluation.features import KeptFeatures
 from vdm.evaluation.keyed import KeyedMetric, Skipped, warn_if_few
 from vdm.types import VideoBatch
 from vdm.video import to_uint8
@@ -27,7 +29,7 @@ class Features(Protocol):
 
 
 class SetDistance(KeyedMetric):
-    """The real side are the clips of the batches, or only those given to `refer`, if there were any."""
+    """The real side are the clips of the batches, or, after `begin_reference`, only those given to `refer`."""
 
     sides = ("made", "real")
     higher_is_better = False
@@ -45,10 +47,20 @@ class SetDistance(KeyedMetric):
     def features(self, chosen: Tensor) -> Tensor:
         """Rows b d or b f d of what was chosen."""
 
+    def keep_features(self, folder: Path) -> None:
+        self.network = KeptFeatures(self.network, folder)
+
+    def begin_reference(self) -> None:
+        """The real side is a set of its own, also in a process that sees nothing of it."""
+        assert not self.update_called, "the reference comes first"
+        self._referred = True
+
+    def parted(self, side: str) -> bool:
+        return side == "made" or not self._referred
+
     def refer(self, video: Tensor, keys: Sequence[str]) -> None:
         """Clips of a reference set, b 3 T H W in uint8, before the first update."""
-        assert self._referred or not self.update_called, "the reference comes first"
-        self._referred = True
+        assert self._referred, "begin_reference comes first"
         if self._unavailable is None:
             try:
                 self._look("real", video, keys)
@@ -76,15 +88,17 @@ class SetDistance(KeyedMetric):
         return self.shapes()[0]
 
     def described(
-        self, name: Callable[[int], str], distance: Distance, draw: Callable[..., list[float]]
+        self, label: str, ending: Callable[[int], str], distance: Distance, draw: Callable[..., list[float]]
     ) -> dict[str, float]:
-        """A distance under a name that says how many clips it is of, its interval, and what real clips get."""
+        """A distance under a name whose ending says how many clips it is of, its interval, and what real clips get."""
         made, real = self.rows("made"), self.rows("real")
         if min(len(made), len(real)) < 2:
             raise Skipped(f"a distance needs at least two clips on each side, got {len(made)} and {len(real)}")
         if made.isnan().any() or real.isnan().any():
             raise Skipped("the network gives features that are not numbers")
-        title = name(len(made))
+        if self.is_part:
+            return {label: distance(real, made)}
+        title = f"{label}{ending(len(made))}"
         if distance is distances.frechet_distance:  # that of kernels has no bias
             warn_if_few(title, min(len(made), len(real)))
         value = distance(real, made)

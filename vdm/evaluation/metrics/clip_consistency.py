@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vdm.evaluation.clip import OpenClip
+from vdm.evaluation.features import KeptClip
 from vdm.evaluation.keyed import PerClip
 from vdm.types import VideoBatch
 
@@ -20,6 +22,9 @@ class ClipConsistency(PerClip):
     def __init__(self, *, clip: OpenClip):
         super().__init__()
         self.clip = clip
+
+    def keep_features(self, folder: Path) -> None:
+        self.clip = KeptClip(self.clip, folder)
 
     def see(self, video: Tensor, batch: VideoBatch) -> None:
         seen = self.clip.pictures(video)  # b T d

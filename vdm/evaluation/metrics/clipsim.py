@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vdm.bounds import PositiveInt
 from vdm.evaluation.clip import OpenClip
+from vdm.evaluation.features import KeptClip
 from vdm.evaluation.keyed import PerClip
 from vdm.evaluation.sets import spread
 from vdm.types import VideoBatch
@@ -17,10 +19,14 @@ class CLIPSIM(PerClip):
     """Cosine of caption and frame, mean over `frames` frames of a clip (null: all), then over clips. Not times 100."""
 
     higher_is_better = True
+    needs = ("captions",)
 
     def __init__(self, *, clip: OpenClip, frames: PositiveInt | None):
         super().__init__()
         self.clip, self.frames = clip, frames
+
+    def keep_features(self, folder: Path) -> None:
+        self.clip = KeptClip(self.clip, folder)
 
     def see(self, video: Tensor, batch: VideoBatch) -> None:
         chosen = spread(video, self.frames)

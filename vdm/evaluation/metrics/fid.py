@@ -31,9 +31,8 @@ class FID(SetDistance):
 
     def numbers(self) -> dict[str, float]:
         self.shape()
-        return self.described(
-            lambda n: f"{self.label}{n * self.frames}", distances.frechet_distance, distances.frechet_draws
-        )
+        distance, draw = distances.frechet_distance, distances.frechet_draws
+        return self.described(self.label, lambda n: f"{n * self.frames}", distance, draw)
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"frames_per_clip": self.frames}

@@ -46,10 +46,10 @@ class FVD(SetDistance):
     def numbers(self) -> dict[str, float]:
         self._length = self.shape()[0]
         end = span(self._length, self.stride)
-        found = self.described(lambda n: f"{self.label}{n}_{end}", distances.frechet_distance, distances.frechet_draws)
+        frechet, kernel = distances.frechet_distance, distances.kernel_distance
+        found = self.described(self.label, lambda n: f"{n}_{end}", frechet, distances.frechet_draws)
         if self.kernel_label is not None:
-            kernel = distances.kernel_distance
-            found |= self.described(lambda n: f"{self.kernel_label}{n}_{end}", kernel, distances.kernel_draws)
+            found |= self.described(self.kernel_label, lambda n: f"{n}_{end}", kernel, distances.kernel_draws)
         return found
 
     def facts(self) -> dict[str, Any]:

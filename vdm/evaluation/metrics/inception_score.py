@@ -5,6 +5,8 @@ They are two numbers with two networks and never one: each has its own name.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from vdm.bounds import PositiveInt
 from vdm.evaluation.distances import inception_score
+from vdm.evaluation.features import KeptFeatures
 from vdm.evaluation.keyed import KeyedMetric, Skipped, warn_if_few
 from vdm.evaluation.sets import Features, of_frames, span, spread, window
 from vdm.types import VideoBatch
@@ -28,9 +31,12 @@ class InceptionScore(KeyedMetric):
         self.label, self.network, self.splits = label, network, splits
         self._end = ""
 
+    @abstractmethod
     def probabilities(self, video: Tensor) -> Tensor:
         """b c, or b f c, of 8-bit clips b 3 T H W."""
-        raise NotImplementedError
+
+    def keep_features(self, folder: Path) -> None:
+        self.network = KeptFeatures(self.network, folder)
 
     def see(self, video: Tensor, batch: VideoBatch) -> None:
         found = self.probabilities(video)
@@ -42,9 +48,11 @@ class InceptionScore(KeyedMetric):
         rows = self.rows()
         if len(rows) < self.splits:
             raise Skipped(f"{len(rows)} clips cannot be split into {self.splits} parts")
+        mean, deviation = inception_score(rows, splits=self.splits)
+        if self.is_part:
+            return {self.label: mean}
         name = f"{self.label}{len(rows)}{self._end}"
         warn_if_few(name, len(rows))
-        mean, deviation = inception_score(rows, splits=self.splits)
         return {name: mean, f"{name}/deviation": deviation}
 
     def facts(self) -> dict[str, Any]:

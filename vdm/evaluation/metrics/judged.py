@@ -18,6 +18,7 @@ class Judged(PerClip):
     """`judge(clip T H W 3, truth)` gives numbers by name, None where a clip has none; `truth` is `extras[reads]`."""
 
     higher_is_better = True
+    needs = ("truth",)
 
     def __init__(self, *, judge: Callable[[np.ndarray, Any], Mapping[str, float | None]], reads: str, names: list[str]):
         super().__init__()

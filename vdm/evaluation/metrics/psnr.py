@@ -13,6 +13,7 @@ class PSNR(PerClip):
     """The mean over clips of each clip's own ratio, on 8-bit values."""
 
     higher_is_better = True
+    needs = ("originals",)
     of_originals = False  # they are what is compared with
 
     def see(self, video: Tensor, batch: VideoBatch) -> None:
