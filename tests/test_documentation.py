@@ -51,14 +51,17 @@ def test_command(page, words):
         assert all((ROOT / name).exists() for name in scripts)
         assert script is None or (ROOT / script).exists()
         return
-    overrides = [word for word in words[words.index(entry) + 1 :] if not word.startswith("-")]
+    primary, rest = PRIMARY[entry], words[words.index(entry) + 1 :]
+    if rest[:1] == ["study"]:  # a command of its own: make or count
+        primary, rest = f"study_{rest[1]}", rest[2:]
+    overrides = [word for word in rest if not word.startswith("-")]
     overrides = [word for word in overrides if "<" not in word and "..." not in word]
     if {"--cfg", "--package"} & set(words):
         overrides = [word for word in overrides if "=" in word]
     sweep = [re.sub(r"=([^\[{,]+),.*", r"=\1", word) for word in overrides]  # the first point of a sweep
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        resolved = config.resolve(hydra.compose(PRIMARY[entry], overrides=sweep))
-    for name in ("data", "devices", "model", "prompts"):  # ask for shards, GPUs, runs or files
+        resolved = config.resolve(hydra.compose(primary, overrides=sweep))
+    for name in ("data", "devices", "model", "prompts", "files"):  # ask for shards, GPUs, runs or files
         resolved.get("checks", {}).pop(name, None)
     config.check_resolved(resolved)
 

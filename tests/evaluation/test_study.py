@@ -15,7 +15,7 @@ from vdm.evaluation.study.agreement import bootstrap, krippendorff_alpha
 from vdm.evaluation.study.counting import count, table
 from vdm.evaluation.study.making import matched_by, read_samples
 from vdm.evaluation.study.request import titles_of
-from vdm.video import encode_mp4
+from vdm.video import decode, encode_mp4
 
 QUESTIONS = ("action_faithfulness", "scene_richness", "movement_fluency")
 SYSTEMS = ("dysen-secret", "baseline-secret", "third-secret")
@@ -117,8 +117,6 @@ def test_page_gives_nothing_away(study, folders):
     for item in key["items"]:
         row = int(item["key"].removeprefix("key-"))
         for letter, system in item["places"].items():
-            from vdm.video import decode
-
             shown = decode(study / "page" / "media" / f"{item['name']}-{letter}.mp4")[:, 3::7, 3::7].astype(int)
             wanted = moving(10 * SYSTEMS.index(system) + row, 4, 32, 32)
             assert abs(shown - wanted).mean() < 8
@@ -148,7 +146,9 @@ def test_page_in_a_browser(study, tmp_path):
         assert browser.value(seen) == 1
         browser.value("document.getElementById('next').click()")
         assert "who you are" in browser.value("document.getElementById('trouble').textContent")
-        browser.value("{const r = document.getElementById('rater'); r.value = 'Zoë 1'; r.dispatchEvent(new Event('input'));}")
+        browser.value(
+            "{const r = document.getElementById('rater'); r.value = 'Zoë 1'; r.dispatchEvent(new Event('input'));}"
+        )
         browser.value("document.getElementById('next').click()")
         assert browser.value("document.querySelectorAll('.step:not([hidden]) video').length") == 3
         fits = "document.documentElement.scrollWidth <= innerWidth"
@@ -185,7 +185,9 @@ def test_matching(tmp_path):
     def record(prompt, key):
         return json.dumps({"prompt": prompt, "key": key})
 
-    a = folder("a", ("0000", record("A dog runs.", "k0")), ("0001", record("A cat.", "k1")), ("0002", record("A cat.", "k2")))
+    a = folder(
+        "a", ("0000", record("A dog runs.", "k0")), ("0001", record("A cat.", "k1")), ("0002", record("A cat.", "k2"))
+    )
     b = folder("b", ("0000", record("a  dog runs.", "k0")), ("0001", record("A bird.", "k1")))
     c = folder("c", ("A cat.-0", None), ("A_dog runs.-0", "{broken"), ("A cat.-1", "[]"))
     assert [[s.key for s in row] for row in matched_by([a, b], "auto")] == [["k0", "k0"]], "one key has two prompts"
@@ -221,7 +223,7 @@ def test_wrong_requests(folders, study, tmp_path, capfd):
 KEY = {
     "study": "abc", "systems": ["ours", "base"], "points": 5, "questions": dict.fromkeys(QUESTIONS, "?"),
     "items": [
-        {"name": f"{i:03d}", "key": str(i), "prompt": "?", "places": {"A": "ours", "B": "base"} if i % 2 else {"A": "base", "B": "ours"}}
+        {"name": f"{i:03d}", "key": str(i), "prompt": "?", "places": {"AB"[1 - i % 2]: "ours", "AB"[i % 2]: "base"}}
         for i in range(1, 7)
     ],
 }  # fmt: skip
@@ -285,8 +287,8 @@ def test_bad_files_are_said_and_left_out(counted):
     odd["answers"]["002"]["Z"] = 7
     odd["answers"]["003"] = None
     found = counted(
-        good, later, odd, "{broken", "[1]", "", "[" * 100_000, good | {"study": "xyz"}, good | {"rater": " "}, good | {"rater": 3},
-        good | {"answers": [1]}, "\ufeff" + json.dumps(rated("Bom", lambda i: 3, lambda i: 3)),
+        good, later, odd, "{broken", "[1]", "", "[" * 100_000, good | {"study": "xyz"}, good | {"rater": " "},
+        good | {"rater": 3}, good | {"answers": [1]}, "\ufeff" + json.dumps(rated("Bom", lambda i: 3, lambda i: 3)),
     )  # fmt: skip
     assert found["raters"] == {"ada": 36, "Ben": 27, "Bom": 36}
     said = "\n".join(found["problems"])
@@ -314,13 +316,22 @@ def test_nothing_to_count(counted):
 
 def test_command_of_count(study, tmp_path, capfd):
     key = json.loads((study / "key.json").read_text())
-    answers = {i["name"]: {p: dict.fromkeys(QUESTIONS, 5 if "dysen" in s else 2) for p, s in i["places"].items()} for i in key["items"]}
+    answers = {
+        item["name"]: {place: dict.fromkeys(QUESTIONS, 5 if "dysen" in s else 2) for place, s in item["places"].items()}
+        for item in key["items"]
+    }
     for name in ("a", "b"):
         content = {"study": key["study"], "rater": name, "exported": "", "answers": answers}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "c.json").write_text("nothing")
     before = list(sys.argv)
-    given = ["count", f"key={study / 'key.json'}", f"ratings={tmp_path}", f"out={tmp_path / 'out' / 'table.json'}", "draws=50"]
+    given = [
+        "count",
+        f"key={study / 'key.json'}",
+        f"ratings={tmp_path}",
+        f"out={tmp_path / 'out' / 'table.json'}",
+        "draws=50",
+    ]
     assert main(given) == 0
     assert sys.argv == before
     said = capfd.readouterr()
@@ -328,4 +339,6 @@ def test_command_of_count(study, tmp_path, capfd):
     assert "25.0" in said.out
     assert "1.000" in said.out
     assert "c.json: cannot be read" in said.err
-    assert json.loads((tmp_path / "out" / "table.json").read_text())["means"]["scene_richness"][SYSTEMS[0]]["mean"] == 100
+    assert (
+        json.loads((tmp_path / "out" / "table.json").read_text())["means"]["scene_richness"][SYSTEMS[0]]["mean"] == 100
+    )

@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import av
-import numpy as np
 
 from vdm.errors import DataError
 from vdm.evaluation.report.markup import Markup, folded, join, long_text, number, tag
+from vdm.evaluation.report.playing import playable
 from vdm.evaluation.report.reading import Case
-from vdm.video import decode, encode_mp4
 
-SMALLEST = 224  # shorter side in pixels below which a clip is enlarged: browsers smear small ones
-MOST_FRAMES = 600
-LARGEST = 4096  # side of a picture that is still shown
 LONGEST_PLAN = 4000  # letters
 
 
@@ -102,27 +98,6 @@ def _video(case: Case, name: str, title: str, embed: Embedder, folder: Path) -> 
         "video", src=source, controls=True, loop=True, muted=True, autoplay=True, playsinline=True, aria_label=title
     )
     return tag("figure", video, tag("figcaption", title))
-
-
-def playable(path: Path) -> bytes:
-    """H.264 that every browser plays, with pixels large enough to be seen as they are."""
-    with av.open(str(path), metadata_errors="replace") as container:
-        if not container.streams.video:
-            raise ValueError("it holds no video")
-        stream = container.streams.video[0]
-        codec, rate = stream.codec_context, stream.average_rate
-        height, width = codec.height, codec.width
-        plays = codec.name == "h264" and codec.pix_fmt == "yuv420p" and container.format.name.startswith("mov")
-    if not 0 < min(height, width) <= max(height, width) <= LARGEST:
-        raise ValueError(f"its frames are {width}x{height}")
-    if plays and min(height, width) >= SMALLEST:
-        return path.read_bytes()
-    frames = decode(path, limit=MOST_FRAMES)  # T H W 3
-    times = max(1, -(-SMALLEST // min(frames.shape[1:3])))
-    frames = frames.repeat(times, axis=1).repeat(times, axis=2)
-    odd = [(0, frames.shape[1] % 2), (0, frames.shape[2] % 2)]
-    frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")
-    return encode_mp4(frames, float(rate or 8), crf=20, preset="medium")
 
 
 def _drawing(case: Case, name: str, title: str, embed: Embedder) -> Markup:
