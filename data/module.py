@@ -44,7 +44,12 @@ _PROBED = 20  # samples, for the names of extras
 
 
 class VideoData(pl.LightningDataModule):
-    """Reads what `python -m data.prepare data=<name>` wrote. `source` and `store` say how; here they are only compared."""
+    """Reads what `python -m data.prepare data=<name>` wrote. `source` and `store` say how; here they are only compared.
+
+    Args:
+        extras: truths to pass along; a name that no clip has is an error.
+        extras_if_there: further ones, None for every clip where shards do not have them.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class VideoData(pl.LightningDataModule):
         val_split: str | None,
         val_clips: PositiveInt,
         extras: Sequence[str],
+        extras_if_there: Sequence[str] = (),
         lanes: PositiveInt | None,
         shuffle_window: PositiveInt,
         max_broken: Fraction,
@@ -78,7 +84,8 @@ class VideoData(pl.LightningDataModule):
         self.buckets = buckets_of(buckets)
         self.batch_size, self.num_workers, self.prefetch, self.seed = batch_size, num_workers, prefetch, seed
         self.train_split, self.val_split, self.val_clips = train_split, val_split, val_clips
-        self.extras, self.lanes, self.shuffle_window = tuple(extras), lanes, shuffle_window
+        self.extras, self.extras_if_there = tuple(extras), tuple(extras_if_there)
+        self.lanes, self.shuffle_window = lanes, shuffle_window
         self.max_broken, self.sample_timeout, self.quarantine = max_broken, sample_timeout, quarantine
         self.resume_with_other_data, self.backend, self.cache = resume_with_other_data, backend, cache
         self.run_folder: str | os.PathLike | None = None  # whoever has one sets it
@@ -95,7 +102,7 @@ class VideoData(pl.LightningDataModule):
                     buckets=self.buckets if split == self.train_split else (),
                 )  # fmt: skip
         self._training_plan()
-        if self.extras:
+        if self.extras or self.extras_if_there:
             self._check_extras()
         if self.num_workers:
             start_fork_server()
@@ -187,7 +194,8 @@ class VideoData(pl.LightningDataModule):
         """What would have to change before a cache can be read; empty: nothing."""
         if self.buckets:
             return "set data.buckets=null: a cache has clips of one size"
-        arrays = sorted(set(self.extras) - self._known_extras("json"))
+        asked = {*self.extras, *self.extras_if_there} & self._known_extras("json", "npz")
+        arrays = sorted(asked - self._known_extras("json"))
         return f"leave {', '.join(arrays)} out of data.extras: a cache has no truth in arrays" if arrays else ""
 
     def _check_extras(self) -> None:
@@ -197,6 +205,9 @@ class VideoData(pl.LightningDataModule):
             if name not in known:
                 got = f"{name!r}, which none of the first samples has"
                 raise ConfigError("unknown extras", key="data.extras", got=got, allowed=sorted(known))
+        absent = [name for name in self.extras_if_there if name not in known]
+        if absent and (self.trainer is None or self.trainer.is_global_zero):
+            log.info("clips of %s have no %s: nothing is said of it", self.name, ", ".join(absent))
 
     def _known_extras(self, *extensions: str) -> set[str]:
         """Names of truths in these members of the first samples."""
@@ -227,7 +238,8 @@ class VideoData(pl.LightningDataModule):
         cache = self.cache if is_remote(index.folder) else None
         shards = ShardReader(index=index, cache=cache, max_open=_OPEN_FILES, max_tables=_TABLES)
         decoder = functools.partial(decode_stored, backend=self.backend)
-        settings = {"clip": clip or self.clip, "seed": self.seed, "extras": self.extras, "decoder": decoder}
+        extras = tuple(dict.fromkeys((*self.extras, *self.extras_if_there)))
+        settings = {"clip": clip or self.clip, "seed": self.seed, "extras": extras, "decoder": decoder}
         clips = CachedClips(cached=cached, **settings) if cached else ClipReader(**settings)
         return BatchReader(plan=plan, shards=shards, clips=clips, sample_timeout=self.sample_timeout)
 

@@ -17,7 +17,8 @@ PARTS = ("autoencoder", "backbones", "conditions", "diffusion", "samplers", "lay
 MAY_IMPORT = {
     **{part: FOUNDATION | {"layers", "checkpoint"} for part in PARTS},
     "evaluation": FOUNDATION | {"layers", "checkpoint", "runs"},
-    "stages": FOUNDATION | {"autoencoder", "backbones", "conditions", "diffusion", "samplers", "layers", "checkpoint"},
+    "stages": FOUNDATION
+    | {"autoencoder", "backbones", "conditions", "diffusion", "samplers", "layers", "checkpoint", "adapters"},
     "callbacks": FOUNDATION | {"checkpoint", "ema", "runs", "stages"},
     "types": set(),
     "video": {"errors"},
@@ -26,7 +27,8 @@ MAY_IMPORT = {
     "compat": set(),
     "signature": set(),
     "checks": {"errors"},
-    "checkpoint": {"errors"},
+    "adapters": {"errors"},
+    "checkpoint": {"adapters", "errors"},
     "ema": {"errors"},
     "config": {"bounds", "errors", "signature"},
     "runs": {"errors"},

@@ -2,6 +2,7 @@
 
 step-00001000/  manifest.json            sizes and SHA-256 of all other files, written last
                 weights/<network>.safetensors   ema/<network>.safetensors   trainer.pt (optimizer, loops, data position)
+                weights/adapter.json            where these are only what was trained: see vdm.adapters
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vdm import adapters
 from vdm.errors import RunError
 
 FORMAT = 1
@@ -40,6 +42,9 @@ def save(folder: Path, checkpoint: Mapping[str, Any], *, step: int) -> None:
             for network, part in _by_network(tensors).items():
                 (partial / kind).mkdir(exist_ok=True)
                 save_file(part, partial / kind / f"{network}.safetensors")
+        adapter = rest.pop("adapter", None)
+        if adapter is not None:
+            (partial / adapters.FILE).write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
         torch.save(rest, partial / "trainer.pt")
         files = {str(p.relative_to(partial)): _fact(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = {"format": FORMAT, "step": step, "files": files}
@@ -66,7 +71,7 @@ def load(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, f"trainer.pt: {str(error).splitlines()[0]}") from None
     checkpoint["state_dict"] = _joined(folder, "weights")
     checkpoint["ema"] = _joined(folder, "ema")
-    return checkpoint
+    return checkpoint | ({"adapter": _adapter(folder)} if adapters.FILE in manifest["files"] else {})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -80,14 +85,58 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def network_weights(folder: Path, network: str, *, averaged: bool = True) -> dict[str, Tensor]:
-    """The tensors of one network of a checkpoint: its moving average where there is one, completed by its buffers."""
-    manifest, names = read_manifest(folder)["files"], [f"weights/{network}.safetensors"]
-    if averaged and f"ema/{network}.safetensors" in manifest:
-        names.append(f"ema/{network}.safetensors")
+    """The tensors of one network of a checkpoint: its moving average where there is one, completed by its buffers.
+
+    Where a checkpoint is an adapter, merged into the weights of its parent.
+    """
+    manifest = read_manifest(folder)["files"]
+    names = [f"weights/{network}.safetensors", *([f"ema/{network}.safetensors"] if averaged else [])]
+    if adapters.FILE not in manifest:
+        return _tensors(folder, manifest, [name for name in names if name == names[0] or name in manifest])
+    own, content = _tensors(folder, manifest, [name for name in names if name in manifest]), _adapter(folder)
+    parent = parent_of(folder)
+    absent = own and not holds(parent, network)  # a network that the parent has nothing of, and this run has added to
+    whole = {} if absent else network_weights(parent, network)
+    return adapters.merged(whole, own, scale=content["scale"], source=str(folder))
+
+
+def parent_of(folder: Path) -> Path:
+    """The checkpoint that an adapter was trained beside, with the very weights that it had then."""
+    content = _adapter(folder)
+    parent = adapters.parent_folder(folder, content)
+    adapters.check_parent(folder, content, parent, read_manifest(parent)["files"])
+    return parent
+
+
+def holds(folder: Path, network: str) -> bool:
+    """Whether there are weights of this network, in the checkpoint or in what it is an adapter of."""
+    files = read_manifest(folder)["files"]
+    if f"weights/{network}.safetensors" in files:
+        return True
+    return adapters.FILE in files and holds(parent_of(folder), network)
+
+
+def identity(folder: Path, network: str) -> str:
+    """SHA-256 of the file that says which weights a network had when training ended."""
+    files = read_manifest(folder)["files"]
+    return files.get(f"weights/{network}.safetensors", files.get(adapters.FILE, {})).get("sha256", "")
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    if _fact(folder / adapters.FILE) != read_manifest(folder)["files"][adapters.FILE]:
+        raise _damaged(folder, f"{adapters.FILE} differs from the manifest")
+    content = json.loads((folder / adapters.FILE).read_text(encoding="utf-8"))
+    if content.get("format") != adapters.FORMAT:
+        raise RunError("this adapter has another format", got=content.get("format"), allowed=adapters.FORMAT)
+    return content
+
+
+def _tensors(folder: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in names:
         if name not in manifest:
             networks = [Path(n).stem for n in manifest if n.startswith("weights/")]
+            network = Path(name).stem
             raise RunError("the checkpoint has no such network", got=network, allowed=networks, remedy=str(folder))
         if _fact(folder / name) != manifest[name]:
             raise _damaged(folder, f"{name} differs from the manifest")

@@ -1,4 +1,5 @@
-"""Exponential moving average of weights: a float32 shadow beside the networks, swapped in for validation and samples."""
+"""Exponential moving average of what is trained: a float32 shadow beside the networks, swapped in for validation and
+samples."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ class EMA:
 
     def __init__(self, networks: Mapping[str, nn.Module], decay: float):
         self.decay, self.updates = decay, 0
-        self._live = {f"{net}.{name}": p for net, m in networks.items() for name, p in m.named_parameters()}
+        self._live = {
+            f"{net}.{name}": p for net, m in networks.items() for name, p in m.named_parameters() if p.requires_grad
+        }
         self.shadow = {name: p.detach().clone().float() for name, p in self._live.items()}
 
     @torch.no_grad()

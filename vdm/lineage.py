@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 STAGE_OF = {"autoencoder": "autoencoder", "backbone": "vdm", "conditions": "vdm"}  # which trains a network
 FOLLOWED = ("autoencoder", "backbone", "objective", "condition", "scene_encoder")  # groups that come from init.vdm
 GRAPHS = "scene_graph"  # the condition that stage=dysen needs
+TUNED = "finetune"  # the stage that goes on with any video model, on any data
+VIDEO_MODELS = ("dysen", "vdm", TUNED)  # stages that train one
 RUN_OF = {"llm.run": "language", "selector.run": "planner"}  # settings that name a run of a stage
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -37,8 +40,9 @@ def adopt(cfg: DictConfig) -> None:
             _name_run(cfg, key, stage)
     if OmegaConf.select(cfg, "init") is None or OmegaConf.select(cfg, "stage.name") is None:
         return
-    if OmegaConf.select(cfg, "stage.planned.folder") == "auto":
-        _name_plans(cfg)
+    for key, split in (("stage.planned", "train_split"), ("stage.planned_val", "val_split")):
+        if OmegaConf.select(cfg, f"{key}.folder") == "auto":
+            _name_plans(cfg, f"{key}.folder", str(cfg.data[split]))
     if OmegaConf.select(cfg, "init.vdm") is not None:
         _follow(cfg)
         return
@@ -73,9 +77,7 @@ def _name_run(cfg: DictConfig, key: str, stage: str) -> None:
     OmegaConf.update(cfg, key, recorded)
 
 
-def _name_plans(cfg: DictConfig) -> None:
-    """Plans of the training split."""
-    key, split = "stage.planned.folder", str(cfg.data.train_split)
+def _name_plans(cfg: DictConfig, key: str, split: str) -> None:
     own = _own_record(cfg)
     recorded = OmegaConf.select(OmegaConf.create(own), key) if own is not None else None
     if recorded is None:
@@ -104,19 +106,25 @@ def _is_whole(plans: Path) -> bool:
 
 
 def _follow(cfg: DictConfig) -> None:
-    """Goes on with a run of stage=vdm that hears scene graphs: all its networks, their settings and what they read."""
-    asked = str(cfg.init.vdm)
+    """Goes on with a video model: all its networks, their settings and what they read. stage=dysen needs one that hears
+    scene graphs; stage=finetune takes any, and may say more to it than its parent did."""
+    asked, is_tuned = str(cfg.init.vdm), cfg.stage.name == TUNED
     own = _own_record(cfg) if asked == "auto" else None
     wanted = str((own or {}).get("init", {}).get("vdm") or asked)
-    parent = _newest_with_graphs(cfg) if wanted == "auto" else runs.find(
-        str(cfg.paths.output_root), wanted, key="init.vdm"
-    )  # fmt: skip
+    if wanted == "auto":
+        parent = _newest_video_model(cfg) if is_tuned else _newest_with_graphs(cfg)
+    else:
+        stages = VIDEO_MODELS if is_tuned else None
+        parent = runs.find(str(cfg.paths.output_root), wanted, key="init.vdm", stage=stages)
     record = _record(parent, "vdm")
-    if GRAPHS not in (record.get("condition") or {}):
+    if not is_tuned and GRAPHS not in (record.get("condition") or {}):
         raise RunError("this run hears no scene graphs", key="init.vdm", got=parent.name,
                        remedy=f"train a parent that does: {_with_graphs(cfg)}; or leave out init.vdm")  # fmt: skip
     name = parent.name if wanted == "auto" else wanted
     given = [key for key in _given() if key.split(".")[0] in FOLLOWED or key == "data.extras"]
+    if is_tuned:
+        given = [key for key in given if key not in ("condition", "data.extras")]
+        _check_added(record, name)
     for key in given:
         if key in FOLLOWED or key.startswith("scene_encoder."):
             raise ConfigError(f"this is as in the parent {name}", key=key,
@@ -126,16 +134,62 @@ def _follow(cfg: DictConfig) -> None:
         cfg.init.vdm = name
         for network in STAGE_OF:
             if cfg.init[network] not in (None, "auto", name):
-                raise ConfigError("the networks of stage=dysen are of one run", key=f"init.{network}",
+                raise ConfigError(f"the networks of stage={cfg.stage.name} are of one run", key=f"init.{network}",
                                   got=cfg.init[network], remedy=f"leave it out, and name their run: init.vdm={name}")  # fmt: skip
             cfg.init[network] = name
+        added = cfg.get("condition")
         for group in FOLLOWED:
             cfg[group] = record.get(group)
         if cfg.autoencoder.get("pretrained") is not None:
             cfg.autoencoder.pretrained = None  # the run has weights of its own
-        cfg.data.extras = (record.get("data") or {}).get("extras") or []
+        read = (record.get("data") or {}).get("extras") or []
+        if is_tuned:
+            _hear_more(cfg, added, [*read, *((record.get("data") or {}).get("extras_if_there") or [])])
+        else:
+            cfg.data.extras = read
         for key, value in kept.items():
             OmegaConf.update(cfg, key, value, force_add=True)
+
+
+def _check_added(record: dict[str, Any], parent: str) -> None:
+    """Conditions that are named come on top of the parent's."""
+    chosen = HydraConfig.get().runtime.choices.get("condition") if HydraConfig.initialized() else None
+    words = re.findall(r"\w+", str(chosen or ""))
+    known = [word for word in words if word in (record.get("condition") or {})]
+    if known:
+        raise ConfigError(f"the parent {parent} hears this already", key="condition", got=", ".join(known),
+                          remedy="name only what comes on top, or leave out condition")  # fmt: skip
+
+
+def _hear_more(cfg: DictConfig, added: DictConfig | None, read: list[str]) -> None:
+    """The parent's conditions with what is set differently here, and new ones; clips may lack what the parent's read."""
+    conditions = OmegaConf.create(cfg.condition or {})
+    for name, node in (added or {}).items():
+        is_change = name in conditions and "_target_" not in node
+        conditions[name] = OmegaConf.merge(conditions[name], node) if is_change else node
+    for node in conditions.values():
+        if "clip_frames" in node:
+            node.clip_frames = cfg.data.clip.frames  # of this data
+    read += [node[key] for node in conditions.values() for key in ("reads", "times") if node.get(key) is not None]
+    cfg.condition = conditions
+    cfg.data.extras_if_there = [name for name in dict.fromkeys(read) if name not in cfg.data.extras]
+
+
+def _newest_video_model(cfg: DictConfig) -> Run:
+    """Of stage=dysen, else of stage=vdm, whatever it was trained on."""
+    root = str(cfg.paths.output_root)
+    for stage in VIDEO_MODELS[:2]:
+        parent = runs.newest_complete(root, stage)
+        if parent is not None:
+            log.info("init.vdm: the newest complete run of stage=%s is %s, trained on %s", stage, parent.name,
+                     parent.info.get("data"))  # fmt: skip
+            return parent
+    raise RunError(
+        f"stage={TUNED} goes on with a complete run of stage=dysen or stage=vdm, and there is none",
+        key="init.vdm",
+        got=f"auto, in {root}",
+        remedy="train one first: python train.py stage=vdm data=<data>; or name a run: init.vdm=<run>",
+    )
 
 
 def _given() -> list[str]:

@@ -23,9 +23,11 @@ from vdm.callbacks.checkpoint import FolderCheckpointIO
 from vdm.errors import ConfigError, RunError
 from vdm.metrics_file import MetricsFile
 from vdm.runs import Run
-from vdm.stages.base import Stage
+from vdm.stages.base import Origin, Stage
 
 log = logging.getLogger(__name__)
+
+STOPPING = ("patience", "min_delta")  # settings of callbacks.checkpoint that decide when a run ends early
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -69,7 +71,12 @@ def _starting_point(run: Run, settings: dict[str, Any]) -> Path | None:
 
 def _is_finished(run: Run, settings: dict[str, Any]) -> bool:
     info = run.info
-    return info.get("state") == "complete" and info.get("step", 0) >= settings["trainer"]["max_steps"]
+    if info.get("state") != "complete":
+        return False
+    asked = (settings["callbacks"].get("checkpoint") or {}).items()
+    stopped = info.get("stopped")  # early; with other settings it may go on
+    has_stopped = stopped is not None and {name: value for name, value in asked if name in STOPPING} == stopped
+    return has_stopped or info.get("step", 0) >= settings["trainer"]["max_steps"]
 
 
 def _already_done(run: Run, settings: dict[str, Any]) -> float | None:
@@ -89,7 +96,8 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
     datamodule.run_folder = run.folder
     datamodule.setup("fit")
     stage: Stage = instantiate(cfg.stage, _convert_="all")
-    parents = _load_parents(stage, settings) if start is None else run.info.get("lineage", [])
+    parents = _load_parents(stage, settings) if start is None or stage.needs_parents else run.info.get("lineage", [])
+    stage.prepare(run.folder)
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
     for callback in callbacks:
         callback.run = run
@@ -112,11 +120,13 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
         _record_start(cfg, settings, run, parents, datamodule, resumed_step)
     with contextlib.suppress(SIGTERMException):  # Lightning raises it after the callback has saved
         trainer.fit(stage, datamodule=datamodule, ckpt_path=None if start is None else str(start), weights_only=True)
-    done = stage.step >= trainer.max_steps
+    stopped = next((c.stopped_early for c in callbacks if getattr(c, "stopped_early", None) is not None), None)
+    done = stage.step >= trainer.max_steps or stopped is not None
     if leader:
         run.update(
-            state="complete" if done else "interrupted", step=stage.step, metrics=stage.metrics, finished=time.time()
-        )
+            state="complete" if done else "interrupted", step=stage.step, metrics=stage.metrics, finished=time.time(),
+            **({} if stopped is None and "stopped" not in run.info else {"stopped": stopped}),
+        )  # fmt: skip
         last = run.last_checkpoint()
         log.info(
             "%s: %s at step %d%s",
@@ -172,10 +182,13 @@ def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]
             continue
         parent = runs.find(settings["paths"]["output_root"], wanted, key=f"init.{network}")
         folder = parent.last_checkpoint()
-        tensors = checkpoint.network_weights(folder, network)
         new = _new_here(stage, network, restore.settings_of(parent).get("condition") or {})
+        stage.origins[network] = Origin(folder, tuple(new))
+        # A text encoder that nobody trained is in no checkpoint.
+        is_there = checkpoint.holds(folder, network) or network != "conditions"
+        tensors = checkpoint.network_weights(folder, network) if is_there else {}
         report = checkpoint.load_weights(getattr(stage, network), tensors, source=f"init.{network}", allow_missing=new)
-        digest = checkpoint.read_manifest(folder)["files"][f"weights/{network}.safetensors"]["sha256"]
+        digest = checkpoint.identity(folder, network)
         log.info("%s starts from %s (%s): %s", network, parent.name, folder.name, report)
         parents.append({"network": network, "run": parent.name, "checkpoint": folder.name, "sha256": digest})
     asked = (settings.get("llm") or {}).get("run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 
 from vdm import checkpoint
-from vdm.bounds import PositiveInt
+from vdm.bounds import NonNegativeFloat, PositiveInt
 from vdm.errors import ConfigError
 from vdm.runs import Run
 from vdm.stages.base import Stage
@@ -37,7 +38,14 @@ class FolderCheckpointIO(CheckpointIO):
 
 
 class Checkpoint(pl.Callback):
-    """Every `every` steps, at the end, and when asked to stop (Ctrl-C once, or SIGTERM)."""
+    """Every `every` steps, at the end, and when asked to stop (Ctrl-C once, or SIGTERM).
+
+    Args:
+        monitor, mode: the checkpoint that is best by this metric stays.
+        patience: so many validations without a better value end the run. Its last checkpoint is then the best one: those
+            behind it are removed. None: it goes on, and ends with what it learned last.
+        min_delta: a value that is better by no more than this does not count as one.
+    """
 
     def __init__(
         self,
@@ -47,12 +55,20 @@ class Checkpoint(pl.Callback):
         monitor: str | None,
         mode: Literal["min", "max"],
         finish_batches: PositiveInt,
+        patience: PositiveInt | None,
+        min_delta: NonNegativeFloat,
     ):
         if mode not in ("min", "max"):
             raise ConfigError(
                 "a metric is to be made small or large", key="callbacks.checkpoint.mode", got=mode, allowed="min, max"
             )
         self.every, self.keep, self.monitor, self.mode, self.finish_batches = every, keep, monitor, mode, finish_batches
+        if patience is not None and monitor is None:
+            raise ConfigError("patience needs a metric to look at", key="callbacks.checkpoint.monitor", got="null",
+                              remedy="set callbacks.checkpoint.monitor=val/loss, or patience=null")  # fmt: skip
+        self.patience, self.min_delta = patience, min_delta
+        self.waited, self.reference = 0, None  # validations since the last value that counts, and this value
+        self._judged_step = -1
         self.run: Run | None = None
         self.best: dict[str, Any] | None = None
         self.stop_signal: int | None = None
@@ -60,6 +76,9 @@ class Checkpoint(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, stage: Stage) -> None:
         assert self.run is not None, "training gives the callback its run folder"
+        if self.patience is not None and type(stage).finish is not Stage.finish:
+            raise ConfigError("what this stage measures at its end is not in an earlier checkpoint",
+                              key="callbacks.checkpoint.patience", got=self.patience, allowed="null")  # fmt: skip
         self._previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
@@ -71,11 +90,13 @@ class Checkpoint(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._saved_step = stage.step
+        trainer.should_stop = trainer.should_stop or self.stopped_early is not None
 
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
         stop = self.stop_signal is not None
         if trainer.world_size > 1:  # a signal may reach one rank only
             stop = bool(trainer.strategy.reduce(torch.tensor(float(stop), device=stage.device), reduce_op="sum"))
+        self._judge(stage)  # before it is saved: a run that goes on decides alike
         due = stage.step % self.every == 0 or self._is_best(stage)
         # The last step is saved by on_train_end, after the stage has finished.
         if (
@@ -84,12 +105,33 @@ class Checkpoint(pl.Callback):
             and stage.batches_seen % stage.accumulate == 0
         ):
             self._save(trainer, stage)
-        if stop:
+        if stop or self.stopped_early is not None:
             trainer.should_stop = True
+
+    @property
+    def stopped_early(self) -> dict[str, Any] | None:
+        """The settings that ended the run."""
+        is_over = self.patience is not None and self.waited >= self.patience
+        return {"patience": self.patience, "min_delta": self.min_delta} if is_over else None
+
+    def _judge(self, stage: Stage) -> None:
+        """Once for each validation."""
+        value = stage.metrics.get(self.monitor) if self.monitor else None
+        if value is None or stage.validated_step != stage.step or self._judged_step == stage.step:
+            return
+        self._judged_step = stage.step
+        before = self.reference
+        gain = math.inf if before is None else before - value if self.mode == "min" else value - before
+        if math.isfinite(value) and gain > self.min_delta:
+            self.waited, self.reference = 0, value
+            return
+        self.waited += 1
+        if self.stopped_early is not None:
+            log.info("step %d: %d validations without a better %s, the end", stage.step, self.waited, self.monitor)
 
     def _is_best(self, stage: Stage) -> bool:
         measured = stage.metrics.get(self.monitor, None) if self.monitor else None
-        if measured is None or stage.validated_step != stage.step:
+        if measured is None or not math.isfinite(measured) or stage.validated_step != stage.step:
             return False
         if self.best is not None and (
             measured == self.best["value"] or (measured < self.best["value"]) != (self.mode == "min")
@@ -99,11 +141,26 @@ class Checkpoint(pl.Callback):
         return True
 
     def on_train_end(self, trainer: pl.Trainer, stage: Stage) -> None:
-        if stage.step >= trainer.max_steps and stage.step > 0:
+        if self.stopped_early is not None:
+            self._end_with_best(trainer)
+        elif stage.step >= trainer.max_steps and stage.step > 0:
             with stage.averaged_weights():
                 stage.finish(stage.batches(trainer.datamodule.sample_dataloader(), self.finish_batches))
             self._is_best(stage)
             self._save(trainer, stage)
+            if self.patience is not None:
+                self._end_with_best(trainer)
+
+    def _end_with_best(self, trainer: pl.Trainer) -> None:
+        """What comes last is what others take."""
+        if self.best is None or not trainer.is_global_zero:
+            return
+        best = f"step-{self.best['step']:08d}"
+        kept = [folder.name for folder in self.run.checkpoints()]
+        for folder in self.run.checkpoints() if best in kept else ():
+            if folder.name > best:
+                shutil.rmtree(folder)
+        self.run.update(best=self.best)
 
     def on_fit_end(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._restore_signals()
@@ -129,7 +186,8 @@ class Checkpoint(pl.Callback):
                     shutil.rmtree(old)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "waited": self.waited, "reference": self.reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
+        self.waited, self.reference = state.get("waited", 0), state.get("reference")

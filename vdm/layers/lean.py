@@ -3,7 +3,8 @@
 Autograd would keep the input of each of the three for the backward pass. The normalised and the activated tensor cost a
 few passes over memory to make again, and they are most of what a U-Net keeps. So each function here saves its input and
 a few statistics, and repeats the cheap part; the convolutions and matrix products are never repeated. A compiler finds
-this trade by itself: inside `torch.compile` the plain composition runs.
+this trade by itself: inside `torch.compile` the plain composition runs. It also runs where something else stands in the
+place of a layer, such as a LoRA around it: what that computes is its own affair.
 
 All tensors are channels-last: `b ... c`, contiguous. The custom functions return no views, so that a residual may be added
 to their results in place.
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vdm.layers.product import product
+from vdm.layers.product import is_plain, product
 
 aten = torch.ops.aten
 
@@ -33,8 +34,12 @@ def norm_conv(
     add: Tensor | None = None,
 ) -> Tensor:
     """`conv(dropout(silu(norm(x)))) + add` for x `b h w c`. `scale_shift`, `b 2c`, modulates what the norm gives."""
-    weight, bias = _cast(conv.weight, x), _cast(conv.bias, x)
     gain, offset = _affine(norm, scale_shift)
+    if not is_plain(conv):
+        activated = F.dropout(F.silu(_normalise(x, gain, offset, norm.num_groups, norm.eps)), dropout)
+        out = conv(activated.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+        return out if add is None else out + add
+    weight, bias = _cast(conv.weight, x), _cast(conv.bias, x)
     if dropout:
         weight = weight / (1 - dropout)  # what is kept grows, here instead of in every activation
     if torch.compiler.is_compiling():
@@ -51,11 +56,13 @@ def norm_conv(
 
 def norm_linear(x: Tensor, norm: nn.GroupNorm | nn.LayerNorm, linear: nn.Linear) -> Tensor:
     """`linear(norm(x))`, without an activation in between. A group norm counts every axis but the first and last."""
+    if not is_plain(linear):
+        return linear(_layer_norm(x, norm) if isinstance(norm, nn.LayerNorm) else group_norm(x, norm))
     weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
     if isinstance(norm, nn.LayerNorm):
-        gain, offset = _cast(norm.weight, x), _cast(norm.bias, x)
         if torch.compiler.is_compiling():
-            return F.linear(F.layer_norm(x, norm.normalized_shape, gain, offset, norm.eps), weight, bias)
+            return F.linear(_layer_norm(x, norm), weight, bias)
+        gain, offset = _cast(norm.weight, x), _cast(norm.bias, x)
         return _LayerNormLinear.apply(x, gain, offset, weight, bias, norm.eps)
     gain, offset = _affine(norm, None)
     if torch.compiler.is_compiling():
@@ -70,18 +77,18 @@ def group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 def geglu_linear(x: Tensor, linear: nn.Linear, *, add: Tensor) -> Tensor:
     """`linear(value * gelu(gate)) + add` where x holds value and gate side by side (Shazeer, 2020)."""
-    weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not is_plain(linear):
         value, gate = x.chunk(2, dim=-1)
-        return F.linear(value * F.gelu(gate), weight, bias) + add
+        return _called(linear, value * F.gelu(gate)) + add
+    weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
     return _GegluLinear.apply(x, weight, bias, add)
 
 
 def linear_add(x: Tensor, linear: nn.Linear, *, add: Tensor) -> Tensor:
     """`linear(x) + add`. `add` may have its rows in other axes than x."""
+    if torch.compiler.is_compiling() or not is_plain(linear):
+        return _called(linear, x).reshape(add.shape) + add
     weight, bias = _cast(linear.weight, x), _cast(linear.bias, x)
-    if torch.compiler.is_compiling():
-        return F.linear(x, weight, bias).view(add.shape) + add
     return _LinearAdd.apply(x, weight, bias, add)
 
 
@@ -191,6 +198,16 @@ class _LinearAdd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         d_x, d_weight, d_bias = _product_backward(grad, x, weight, None, ctx.needs_input_grad[1], ctx.has_bias)
         return d_x, d_weight, d_bias, grad
+
+
+def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, _cast(norm.weight, x), _cast(norm.bias, x), norm.eps)
+
+
+def _called(linear: nn.Module, x: Tensor) -> Tensor:
+    if not is_plain(linear):
+        return linear(x)
+    return F.linear(x, _cast(linear.weight, x), _cast(linear.bias, x))
 
 
 def _conv_or_linear(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] | None) -> Tensor:

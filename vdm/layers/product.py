@@ -1,4 +1,5 @@
-"""Matrix products of a layer, without autograd: what the custom functions of this package are made of.
+"""Matrix products of a layer, without autograd: what the custom functions of this package are made of. They read the
+weights of a layer instead of calling it, which is right for plain layers only.
 
 `F.linear` hands float32 on a CPU to MKL. oneDNN's kernels are a tenth to a half faster at the sizes of a U-Net, and add a
 residual on the way, so they are taken where torch has them.
@@ -8,13 +9,18 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 try:
     _onednn = torch.ops.mkldnn._linear_pointwise
 except AttributeError:  # torch was built without
     _onednn = None
 _SMALL = 64  # rows: below, a call of oneDNN costs more than it saves
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether its weight and bias say all that it computes. Something put around a layer has the type of another."""
+    return type(layer) in (nn.Linear, nn.Conv2d)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, add: Tensor | None = None) -> Tensor:

@@ -6,8 +6,8 @@ D[i] = x[i] - x[i - 1] (zeros around x) the even and odd results are
     out[2i] = S x[i] - w0 D[i]        out[2i + 1] = S x[i] + w2 D[i + 1]
 
 Three products make two results where the convolution takes six; in two dimensions that is a fourth of the work. The
-numbers are those of the convolution up to rounding. On a GPU, where memory and not arithmetic sets the pace, and inside
-`torch.compile`, the plain composition runs.
+numbers are those of the convolution up to rounding. On a GPU, where memory and not arithmetic sets the pace, inside
+`torch.compile` and where something is put around the convolution, the plain composition runs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vdm.layers.product import product
+from vdm.layers.product import is_plain, product
 
 TAPS = ((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))  # what D[i], x[i] and D[i + 1] are multiplied by
 
 
 def upsampled_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """`conv` of x `b h w c` with every pixel repeated in both directions: `b 2h 2w c`."""
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    is_elsewhere = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    if is_elsewhere or not is_plain(conv):
         larger = F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2.0, mode="nearest")
         return conv(larger).permute(0, 2, 3, 1)
     return _UpsampledConv.apply(x, conv.weight, conv.bias)

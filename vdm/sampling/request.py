@@ -17,7 +17,7 @@ from vdm import restore
 from vdm.bounds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.errors import ConfigError, DataError
 
-STAGES = ("vdm", "dysen")  # those that train a video model
+STAGES = ("vdm", "dysen", "finetune")  # those that train a video model
 KEY = re.compile(r"[A-Za-z0-9_-]{1,120}")
 LONGEST_NAME = 160  # bytes; file systems take 255, and something is added while a file is written
 SLOWEST, FASTEST = 0.1, 240.0

@@ -11,6 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -24,6 +26,14 @@ from vdm.errors import ConfigError, RunError
 from vdm.types import VideoBatch
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the first weights of a network come from."""
+
+    folder: Path  # the checkpoint of a run
+    new: tuple[str, ...]  # beginnings of the names of tensors that it does not have
 
 
 class Stage(pl.LightningModule, ABC):
@@ -52,12 +62,17 @@ class Stage(pl.LightningModule, ABC):
         self.validated_step = -1
         self.metrics: dict[str, float] = {}  # the newest value of everything logged: for callbacks and sweepers
         self.averaged_weights: Callable[[], AbstractContextManager] = nullcontext  # the moving average replaces it
+        self.origins: dict[str, Origin] = {}  # of the networks that began with weights of a run
+        self.needs_parents = False  # also when a run goes on, because its checkpoints say not all
 
     # ---- what a stage is ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
         """Scalars by name. `loss` is what is minimised, the others are logged beside it."""
+
+    def prepare(self, run_folder: Path) -> None:
+        """Called once before training, when the weights of parents are in place."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the one optimizer; keys beside `params` override its settings."""

@@ -137,10 +137,12 @@ class DiffusionStage(Stage):
                 self.level_losses[level] = 0.95 * old + 0.05 * mean if old == old else mean  # nan: nothing so far
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": list(self.backbone.parameters()), "name": "backbone", "matrices": True}]
-        learning = [p for p in self.conditions.parameters() if p.requires_grad]
         own = {} if self.conditions_lr is None else {"lr": self.conditions_lr}
-        return groups + ([{"params": learning, "name": "conditions", **own}] if learning else [])
+        groups = [
+            {"params": _learning(self.backbone), "name": "backbone", "matrices": True},
+            {"params": _learning(self.conditions), "name": "conditions", **own},
+        ]
+        return [group for group in groups if group["params"]]
 
     def averaged(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "conditions": self.conditions}
@@ -209,3 +211,7 @@ class DiffusionStage(Stage):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.level_losses = list(checkpoint["stage"]["level_losses"])
+
+
+def _learning(network: nn.Module) -> list[nn.Parameter]:
+    return [p for p in network.parameters() if p.requires_grad]

@@ -1,0 +1,340 @@
+"""stage=finetune: where it starts, what it changes, what it keeps, how it goes on, and what others make of its runs."""
+
+import csv
+import json
+import logging
+import shutil
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from sampling_runs import SMALL, ask, write_run
+
+from vdm import checkpoint, config, lineage, restore, training
+from vdm.backbones.stable_diffusion import temporal_keys
+from vdm.errors import ConfigError, RunError
+from vdm.launch import CONF
+from vdm.runs import Run
+
+CLIP = ["data.clip.frames=4", "data.clip.height=16", "data.clip.width=16"]
+GRAPHS = ["condition=[text,scene_graph]", "condition.scene_graph.encoder.width=16", "scene_encoder.width=16",
+          "scene_encoder.heads=2", "scene_encoder.depth=1"]  # fmt: skip
+STEPS = ["data=shapes", "trainer=cpu", "trainer.max_steps=4", "trainer.log_every_n_steps=1", "data.num_workers=0",
+         "data.batch_size=4", "data.val_clips=4", "stage.scheduler=null", "stage.optimizer.lr=1e-2", *CLIP,
+         "sampler.num_steps=2", "callbacks.samples.every=0", "callbacks.validation.every=2",
+         "callbacks.checkpoint.every=2"]  # fmt: skip
+TUNINGS = {
+    "full": ["stage/tuning=full"],
+    "temporal": ["stage/tuning=temporal"],
+    "lora": ["stage/tuning=lora", "stage.tuning.rank=2"],
+}
+
+
+def composed(*overrides):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+def parent(root, name, *overrides, stage="vdm", finished=0.0):
+    small = [given for given in SMALL if not (overrides and given.startswith("condition="))]
+    whole = OmegaConf.to_container(composed("stage=vdm", *small, *CLIP, *overrides), resolve=True)
+    groups = ("autoencoder", "backbone", "objective", "condition", "scene_encoder", "data")
+    settings = {group: whole.get(group) for group in groups}
+    run = write_run(root / name, settings | {"stage": {"name": stage}, "seed": 0}, finished=finished)
+    run.update(stage=stage)
+    return run
+
+
+@pytest.fixture(scope="module")
+def world(shapes_root, tmp_path_factory):
+    """Two parents: one that hears captions, and an older one of stage=dysen that hears scene graphs as well."""
+    root = tmp_path_factory.mktemp("finetune")
+    parent(root, "text", finished=5.0)
+    parent(root, "graphs", *GRAPHS, stage="dysen", finished=1.0)
+    return root, [f"paths.data_root={shapes_root}", f"paths.output_root={root}"]
+
+
+def tune(world, name, *overrides, parent="text"):
+    cfg = composed("stage=finetune", *STEPS, *world[1], f"run.id={name}", f"init.vdm={parent}", *overrides)
+    training.train(cfg)
+    return Run(world[0] / name)
+
+
+@pytest.fixture(scope="module")
+def tuned(world):
+    return {name: tune(world, name, *given) for name, given in TUNINGS.items()}
+
+
+def weights(run, network="backbone", **how):
+    return checkpoint.network_weights(run.last_checkpoint(), network, **how)
+
+
+def changed(run, parent, network="backbone", **how):
+    before, after = weights(parent, network), weights(run, network, **how)
+    assert before.keys() == after.keys()
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
+# ---- what it changes and what it keeps
+
+
+def test_full_tuning_changes_everything(world, tuned):
+    run, text = tuned["full"], Run(world[0] / "text")
+    assert (run.state, run.info["stage"], run.info["step"]) == ("complete", "finetune", 4)
+    assert len(changed(run, text)) > 0.9 * len(weights(text))
+    assert changed(run, text, "conditions")
+    assert not changed(run, text, "autoencoder")
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_temporal_tuning_changes_no_spatial_weight(world, tuned, averaged):
+    run, text = tuned["temporal"], Run(world[0] / "text")
+    along_time = set(temporal_keys(instantiated(text)))
+    moved = changed(run, text, averaged=averaged)
+    assert moved <= along_time
+    assert len(moved) > 0.9 * len(along_time)
+    assert not changed(run, text, "conditions", averaged=averaged)
+    ema = load_file(run.last_checkpoint() / "ema" / "backbone.safetensors")
+    assert set(ema) == along_time
+
+
+def instantiated(run):
+    network = hydra.utils.instantiate(restore.settings_of(run)["backbone"], _convert_="all")
+    network.open_doors(streams={"text": 16})
+    return network
+
+
+def test_an_adapter_is_all_that_is_kept(world, tuned):
+    run, text = tuned["lora"], Run(world[0] / "text")
+    folder = run.last_checkpoint()
+    files = sorted(path.name for path in (folder / "weights").iterdir())
+    assert files == ["adapter.json", "backbone.safetensors"]
+    for kind in ("weights", "ema"):
+        kept = load_file(folder / kind / "backbone.safetensors")
+        assert kept
+        assert all(".lora_" in name for name in kept)
+    said = json.loads((folder / "weights" / "adapter.json").read_text())
+    assert said["parent"] == {"run": "text", "checkpoint": text.last_checkpoint().name}
+    moved = changed(run, text)
+    assert moved
+    assert all(name.endswith((".to_qkv.weight", ".to_q.weight", ".to_kv.weight", ".to_out.weight")) for name in moved)
+    assert not changed(run, text, "conditions")
+    assert not changed(run, text, "autoencoder")
+    averaged, last = weights(run), weights(run, averaged=False)
+    assert any(not torch.equal(averaged[name], last[name]) for name in moved)
+    assert [(entry["network"], entry["run"]) for entry in run.info["lineage"]] == [
+        ("autoencoder", "text"), ("backbone", "text"), ("conditions", "text")
+    ]  # fmt: skip
+
+
+def test_validation_sees_what_the_files_say(world, tuned):
+    """The loss that the live network had, matrices beside its layers, is that of the weights that are read back merged."""
+    run = tuned["lora"]
+    cfg = composed("stage=finetune", *STEPS, *world[1], "init.vdm=lora", "run.id=none")
+    lineage.adopt(cfg)
+    stage = hydra.utils.instantiate(cfg.stage, _convert_="all")
+    training._load_parents(stage, config.resolve(cfg))
+    data = hydra.utils.instantiate(cfg.data, _convert_="all")
+    data.run_folder = world[0]
+    data.setup("fit")
+    stage.eval()
+    batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    with torch.no_grad():
+        merged = stage.validation_losses(batch)["loss"].mean().item()
+    assert merged == pytest.approx(run.info["metrics"]["val/loss"], rel=1e-5)
+
+
+# ---- how it goes on
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_a_resumed_run_is_the_same_run(world, tuned, tuning):
+    tune(world, f"cut-{tuning}", *TUNINGS[tuning], "trainer.max_steps=2")
+    run = tune(world, f"cut-{tuning}", *TUNINGS[tuning])
+    for kind in ("weights", "ema"):
+        for path in (tuned[tuning].last_checkpoint() / kind).glob("*.safetensors"):
+            other = load_file(run.last_checkpoint() / kind / path.name)
+            for name, tensor in load_file(path).items():
+                assert torch.equal(tensor, other[name]), name
+    one, other = (held_out(each) for each in (tuned[tuning], run))
+    assert len([loss for loss in one if loss]) == 2
+    assert one == other
+
+
+def held_out(run):
+    with open(run.folder / "metrics.csv", newline="") as file:
+        return [row["val/loss"] for row in csv.DictReader(file)]
+
+
+def test_it_goes_on_from_an_adapter(world, tuned):
+    """Again by an adapter, whose parent is one, and as a whole."""
+    again = tune(world, "again", *TUNINGS["lora"], parent="lora")
+    assert json.loads((again.last_checkpoint() / "weights" / "adapter.json").read_text())["parent"]["run"] == "lora"
+    assert changed(again, tuned["lora"])
+    assert not changed(again, tuned["lora"], "conditions")
+    whole = tune(
+        world, "whole", *TUNINGS["full"], "stage.optimizer.lr=1e-12", "stage.optimizer.weight_decay=0", parent="lora"
+    )
+    before, after = weights(tuned["lora"]), weights(whole)
+    assert all(torch.allclose(after[name], tensor, atol=1e-6) for name, tensor in before.items())
+
+
+def test_another_parent_is_noticed(world, tuned, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(world[0] / "text", root / "text")
+    shutil.copytree(world[0] / "lora", root / "lora")
+    assert weights(Run(root / "lora")).keys() == weights(tuned["lora"]).keys()  # neighbours that moved together
+    folder = Run(root / "text").last_checkpoint()
+    state = {
+        f"{n}.{k}": t
+        for n in ("autoencoder", "backbone", "conditions")
+        for k, t in weights(Run(root / "text"), n).items()
+    }
+    state["backbone.conv_in.bias"] = state["backbone.conv_in.bias"] + 1
+    checkpoint.save(folder, {"state_dict": state}, step=10)
+    with pytest.raises(RunError, match="has other weights now"):
+        weights(Run(root / "lora"))
+    moved = [world[1][0], f"paths.output_root={root}"]
+    with pytest.raises(RunError, match="no adapter of the weights"):
+        tune((root, moved), "lora", *TUNINGS["lora"], "trainer.max_steps=5")
+    shutil.rmtree(root / "text")
+    with pytest.raises(RunError, match="the parent of this adapter is not there"):
+        weights(Run(root / "lora"))
+
+
+def test_other_layers_than_before_are_noticed(world, tuned):
+    with pytest.raises(RunError, match="adapter of other layers"):
+        tune(world, "lora", *TUNINGS["lora"], "stage.tuning.layers=[backbone.*.to_qkv]", "trainer.max_steps=5")
+    with pytest.raises(ConfigError, match="beside the weights of one run"):
+        tune(world, "none", *TUNINGS["lora"], "init.conditions=null", "init.backbone=null", "init.autoencoder=text",
+             *SMALL[2:6], "condition=[]", parent="null")  # fmt: skip
+
+
+# ---- where it starts
+
+
+def test_the_newest_dysen_run_comes_first(world, caplog):
+    root, places = world
+    cfg = composed("stage=finetune", *STEPS, *places)
+    with caplog.at_level(logging.INFO):
+        lineage.adopt(cfg)
+    assert cfg.init.vdm == cfg.init.backbone == "graphs"
+    assert "the newest complete run of stage=dysen is graphs, trained on shapes" in caplog.text
+    record = restore.settings_of(Run(root / "graphs"))
+    for group in ("autoencoder", "backbone", "objective", "condition", "scene_encoder"):
+        assert OmegaConf.to_container(cfg[group], resolve=True) == record[group], group
+    assert cfg.data.extras == []
+    assert cfg.data.extras_if_there == ["scene_graphs", "frame_ticks"]
+    before = OmegaConf.to_container(cfg)
+    lineage.adopt(cfg)
+    assert OmegaConf.to_container(cfg) == before, "adopting twice is adopting once"
+
+
+def test_else_the_newest_text_to_video_model(world, tmp_path):
+    shutil.copytree(world[0] / "text", tmp_path / "text")
+    cfg = composed("stage=finetune", *STEPS, world[1][0], f"paths.output_root={tmp_path}")
+    lineage.adopt(cfg)
+    assert cfg.init.vdm == "text"
+    shutil.rmtree(tmp_path / "text")
+    with pytest.raises(RunError, match="stage=dysen or stage=vdm, and there is none"):
+        lineage.adopt(composed("stage=finetune", *STEPS, world[1][0], f"paths.output_root={tmp_path}"))
+
+
+def test_a_run_that_is_no_video_model_is_refused(world, tmp_path):
+    parent(tmp_path, "other", stage="autoencoder")
+    with pytest.raises(RunError, match="another stage"):
+        lineage.adopt(
+            composed("stage=finetune", *STEPS, world[1][0], f"paths.output_root={tmp_path}", "init.vdm=other")
+        )
+
+
+def test_a_clip_that_the_parents_networks_cannot_reduce(world):
+    cfg = composed("stage=finetune", *STEPS, *world[1], "init.vdm=text", "data.clip.height=20")
+    lineage.adopt(cfg)
+    with pytest.raises(ConfigError) as caught:
+        config.check(cfg, set(cfg))
+    assert caught.value.key == "data.clip.height"
+
+
+def test_settings_of_the_parents_conditions_may_change(world):
+    change = ["+condition.scene_graph.reads=plan", "+condition.text.drop_prob=0.5"]
+    cfg = composed("stage=finetune", *STEPS, *world[1], *change, "data.clip.frames=8")
+    for _ in range(2):
+        lineage.adopt(cfg)
+        assert cfg.condition.scene_graph.reads == "plan"
+        assert cfg.condition.scene_graph.clip_frames == 8
+        assert cfg.condition.text.drop_prob == 0.5
+        assert cfg.condition.text.encoder.width == 16
+        assert "plan" in cfg.data.extras_if_there
+
+
+def test_what_the_parent_hears_is_not_named_again(world, monkeypatch):
+    class Choices:
+        initialized = staticmethod(lambda: True)
+        get = staticmethod(lambda: OmegaConf.create(
+            {"runtime": {"choices": {"condition": "['text', 'class_label']"}}, "overrides": {"task": []}}))  # fmt: skip
+
+    monkeypatch.setattr(lineage, "HydraConfig", Choices)
+    with pytest.raises(ConfigError, match="the parent graphs hears this already"):
+        lineage.adopt(composed("stage=finetune", *STEPS, *world[1]))
+
+
+def test_without_a_parent_it_begins_anew(world):
+    run = tune(world, "anew", "init.backbone=null", "init.conditions=null", "init.autoencoder=text", "condition=[text]",
+               *SMALL[2:6], *SMALL[7:10], "trainer.max_steps=1", parent="null")  # fmt: skip
+    assert [entry["network"] for entry in run.info["lineage"]] == ["autoencoder"]
+
+
+# ---- scene graphs
+
+
+def test_graphs_are_heard_where_there_are_some(world):
+    runs = [
+        tune(world, name, "trainer.max_steps=1", *given, parent="graphs")
+        for name, given in {"heard": [], "deaf": ["+condition.scene_graph.reads=no_such_truth"]}.items()
+    ]
+    losses = [run.info["metrics"]["val/loss"] for run in runs]
+    assert losses[0] != losses[1]
+    assert all(loss == loss for loss in losses)
+    assert restore.settings_of(runs[1])["data"]["extras_if_there"][-1] == "no_such_truth"
+
+
+class Rows:
+    folder = "here"
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def get(self, key, caption):
+        return self.rows.get((key, caption))
+
+
+def test_planned_graphs_come_first(world):
+    cfg = composed("stage=finetune", *STEPS, *world[1])
+    lineage.adopt(cfg)
+    stage = hydra.utils.instantiate(cfg.stage, _convert_="all")
+    graph = {"objects": [{"name": "ball", "attributes": []}], "actions": [], "relations": []}
+    batch = {"key": ["a", "b", "c"], "caption": ["x", "y", "z"],
+             "extras": {"scene_graphs": [[graph], None, [graph, graph]], "frame_ticks": [[0], None, [0]]}}  # fmt: skip
+    rows = Rows({("a", "x"): {"scene_graphs": [graph] * 3}, ("b", "other"): {"scene_graphs": [graph]},
+                 ("c", "z"): {"scene_graphs": None}})  # fmt: skip
+    told, without = stage.told(batch, rows)
+    assert told["extras"] == {"scene_graphs": [[graph] * 3, None, [graph, graph]], "frame_ticks": [None, None, [0]]}
+    assert without == 2
+    assert batch["extras"]["frame_ticks"][0] == [0], "the batch itself is as it was"
+    bare, without = stage.told({"key": ["a"], "caption": ["x"]}, rows)
+    assert (bare["extras"]["scene_graphs"], without) == ([[graph] * 3], 0)
+    assert stage.told(batch, None) == (batch, 0)
+
+
+# ---- sampling
+
+
+def test_samples_of_an_adapter(world, tuned):
+    (made,) = ask(world[0], "prompt=A red circle.", "run=lora", "seed=3", "format=npz")
+    (plain,) = ask(world[0], "prompt=A red circle.", "run=text", "seed=3", "format=npz")
+    assert made.read_bytes() != plain.read_bytes()
+    facts = json.loads(made.with_suffix(".json").read_text())["weights"]
+    assert {"weights/adapter.json", "ema/backbone.safetensors"} <= facts.keys()
