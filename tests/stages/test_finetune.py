@@ -14,7 +14,7 @@ from sampling_runs import SMALL, ask, write_run
 
 from vdm import checkpoint, config, lineage, restore, training
 from vdm.backbones.stable_diffusion import temporal_keys
-from vdm.errors import ConfigError, RunError
+from vdm.errors import ConfigError, DataError, RunError
 from vdm.launch import CONF
 from vdm.runs import Run
 
@@ -149,7 +149,7 @@ def test_validation_sees_what_the_files_say(world, tuned):
 # ---- how it goes on
 
 
-@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("tuning", ["temporal", "lora"])
 def test_a_resumed_run_is_the_same_run(world, tuned, tuning):
     tune(world, f"cut-{tuning}", *TUNINGS[tuning], "trainer.max_steps=2")
     run = tune(world, f"cut-{tuning}", *TUNINGS[tuning])
@@ -327,6 +327,20 @@ def test_planned_graphs_come_first(world):
     bare, without = stage.told({"key": ["a"], "caption": ["x"]}, rows)
     assert (bare["extras"]["scene_graphs"], without) == ([[graph] * 3], 0)
     assert stage.told(batch, None) == (batch, 0)
+
+
+def test_plans_need_a_model_that_hears_them_and_are_of_these_clips(world):
+    deaf, hears = (composed("stage=finetune", *STEPS, *world[1], f"init.vdm={name}") for name in ("text", "graphs"))
+    lineage.adopt(deaf)
+    with pytest.raises(hydra.errors.InstantiationException) as caught:
+        hydra.utils.instantiate(deaf.stage, planned=Rows({}), _convert_="all")
+    assert "hears no scene graphs" in str(caught.value.__cause__)
+    lineage.adopt(hears)
+    stage = hydra.utils.instantiate(hears.stage, planned=Rows({}), _convert_="all")
+    batch = {"key": [str(i) for i in range(64)], "caption": ["a red circle"] * 64, "video": torch.zeros(64, 3, 4, 16, 16),
+             "fps": torch.ones(64)}  # fmt: skip
+    with pytest.raises(DataError, match="none of the first 64 clips has a plan"):
+        stage.losses(batch)
 
 
 # ---- sampling

@@ -97,7 +97,7 @@ class Checkpoint(pl.Callback):
         if trainer.world_size > 1:  # a signal may reach one rank only
             stop = bool(trainer.strategy.reduce(torch.tensor(float(stop), device=stage.device), reduce_op="sum"))
         self._judge(stage)  # before it is saved: a run that goes on decides alike
-        due = stage.step % self.every == 0 or self._is_best(stage)
+        due = self._is_best(stage) or stage.step % self.every == 0
         # The last step is saved by on_train_end, after the stage has finished.
         if (
             (due or stop)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 USUAL_FPS = 8.0  # where a run was trained on clips of any rate
-SIGNALS = ("scene_graph",)  # keys of conf/sample.yaml that name a file, each for the condition of this name
+SIGNALS = ("scene_graph", "class_label")  # keys of conf/sample.yaml, each for the condition of this name
 ONLY_WHERE_GIVEN = (*SIGNALS, "guidance_scene_graph", "planner", "ablate")  # so that older records stay as they were
 DECIDES_THE_FILE = ("format", "crf", "pixel_format")
 
@@ -99,7 +99,7 @@ def _make_all(
     if asked["tiling"] is not None:
         model.decode_in_tiles(Tiling(**asked["tiling"]))
     of_all = _signals(facts)
-    signals = {order.prompt: plans[order.prompt].signals if plans else of_all for order in todo}
+    signals = {order.prompt: of_all | plans[order.prompt].signals if plans else of_all for order in todo}
     record = facts | {
         "encoders": model.conditions.fingerprint(),
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
@@ -176,7 +176,8 @@ def _signals(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _said(facts: dict[str, Any]) -> tuple[str, ...]:
     """The conditions besides the text to which something is said."""
-    return (PLANNED,) if "planner" in facts else tuple(_signals(facts))
+    planned = (PLANNED,) if "planner" in facts else ()
+    return tuple(dict.fromkeys((*planned, *_signals(facts))))
 
 
 def _check_signals(facts: dict[str, Any], model: TextToVideo) -> None:
@@ -266,7 +267,7 @@ def _is_done(order: Order, output: Path, facts: dict[str, Any], overwrite: bool)
         record = {}
     wanted = _named(order) | _deciding(facts)
     other = [name for name, value in wanted.items() if record.get(name) != value]
-    made_here = SIGNALS if "planner" in wanted else ()  # graphs that the planner made
+    made_here = (PLANNED,) if "planner" in wanted else ()
     other += [n for n in ONLY_WHERE_GIVEN if n in record and n not in wanted and n not in made_here]
     if not other:
         return (output / f"{order.name}.{facts['format']}").exists()

@@ -116,8 +116,10 @@ def _entry(line: str, path: str, number: int) -> tuple[str, str | None]:
     return prompt, key
 
 
-def read_signal(path: str, key: str) -> object:
-    """What is said to a condition, as json: its own, or the record of a sample that has it under `key`."""
+def read_signal(path: str | int, key: str) -> object:
+    """What is said to a condition: a number, or json that holds it or is the record of a sample that has it under `key`."""
+    if isinstance(path, int):
+        return path
     try:
         said = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -106,7 +106,7 @@ class FinetuneStage(DiffusionStage):
             self.adapter = self._beside_parent(run_folder)
         count = sum(p.numel() for p in trained(networks).values())
         whole = sum(p.numel() for network in networks.values() for p in network.parameters())
-        log.info("%s: %s of %s parameters are trained (%.2g %%)", type(self.tuning).__name__, f"{count:,}", f"{whole:,}",
+        log.info("%s: %s of %s parameters are trained (%.3g %%)", type(self.tuning).__name__, f"{count:,}", f"{whole:,}",
                  100 * count / max(whole, 1))  # fmt: skip
 
     def _beside_parent(self, run_folder: Path) -> dict[str, Any]:
