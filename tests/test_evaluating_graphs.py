@@ -83,7 +83,35 @@ def test_graphs_are_said_by_their_source(root, shapes_root, told):
         assert graphs is None if key not in known else graphs[0]["objects"]
     folder = root / "model" / "evaluation"
     assert {path.parent.name for path in folder.glob("*/metrics.json")} == {"shapes", "shapes-none", "shapes-planned"}
-    assert json.loads((folder / "shapes-planned" / "metrics.json").read_text())["protocol"]["graphs"] == "planned"
+    results = {
+        name: json.loads((folder / name / "metrics.json").read_text())
+        for name in ("shapes", "shapes-planned", "shapes-none")
+    }
+    assert results["shapes-planned"]["protocol"]["graphs"] == "planned"
+    assert len(results["shapes-planned"]["graphs"]["plans"]) == 16
+    # What was planned from a caption is the method's own; to be told the truth is another protocol.
+    assert results["shapes-planned"]["id"] == results["shapes-none"]["id"] != results["shapes"]["id"]
+
+
+def test_plans_are_drawn(root, shapes_root):
+    ask(root, shapes_root, "protocol.shown=1")
+    folder = root / "model" / "evaluation" / "shapes"
+    cases = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
+    shown = [case for case in cases if case["video"] is not None]
+    assert len(shown) == 1
+    for name, start in (
+        ("video", b"\0\0\0"),
+        ("original", b"\0\0\0"),
+        ("timeline", b"<svg"),
+        ("graph", b"<svg"),
+        ("plan", b"{"),
+    ):
+        assert (folder / shown[0][name]).read_bytes().startswith(start), name
+    plan = json.loads((folder / shown[0]["plan"]).read_text())
+    assert plan["caption"] == shown[0]["caption"]
+    assert plan["plan"]
+    assert plan["scene_graphs"][0]["objects"]
+    assert "<svg" in (folder / "report.html").read_text()
 
 
 def test_a_model_that_hears_none(root, shapes_root, told):
