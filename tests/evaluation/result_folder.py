@@ -115,7 +115,7 @@ def content(run, value, *, protocol="activitynet", id="activitynet-5f0c2a91"):
                              "arguments": {"rescale": True}, "frames": 16, "stride": 1}},
         "breakdowns": {
             "events": bins(["3", "4", "5", "6", "\u22657"], [410, 480, 590, 700, 960]),
-            "prompt_length": bins(["<=10", "10-20", "20-30", "30-40"], [210, 330, 480, 640]),
+            "words": bins(["<=10", "10-20", "20-30", "30-40"], [210, 330, 480, 640]),
             "frames": bins(["128", "256"], [700, 810]),
         },
         "rejected": {"no frame can be read": 12, "fewer than 16 frames": 5},

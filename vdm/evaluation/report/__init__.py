@@ -1,7 +1,7 @@
 """A result as one page: report.html needs nothing but itself, and says how every number was made.
 
 What makes it is the evaluation folder (`metrics.json`, `cases.jsonl`, videos and drawings) and the folder of the run. The same
-files give the same bytes.
+files give the same page, but for single bits of clips that are encoded again.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from vdm.evaluation.report.plots import Series, plot
 from vdm.evaluation.report.reading import Measure, Result, measures
 
 FRAMES = re.compile(r"_\d+f(_subsample\d+f)?$")
+MOST = 6  # plots in the open
+SHARES = ("colour", "shape", "size", "action", "single_action", "timing", "order", "dynamic_degree_lk")  # from 0 to 1
 RANGE = re.compile(r"\d+-(\d+)")
 
 Row = Mapping[str, Any]
@@ -22,7 +24,7 @@ def breakdowns(result: Result) -> Markup:
     for name, rows in result.breakdowns.items():
         figures = [one for one in paper()["figures"] if (one["protocol"], one["breakdown"]) == (result.protocol, name)]
         found = _by_title(rows)
-        plots = [_plot(name, title, values, rows, figures) for title, values in found.items()]
+        plots = [_plot(name, title, values, rows, figures) for title, values in found.items() if len(values) > 1]
         drawn = [one for one in figures if one["measure"] in map(measure_of, found)]
         listed = [
             [row["bin"], plain(row.get("clips")), join((f"{n} {number(v)}" for n, v in row["metrics"].items()), ", ")]
@@ -30,7 +32,8 @@ def breakdowns(result: Result) -> Markup:
         ]
         parts += [
             tag("h3", f"By {name.replace('_', ' ')}"),
-            tag("div", *plots, class_="plots"),
+            tag("div", *plots[:MOST], class_="plots"),
+            folded(f"{len(plots) - MOST} more", tag("div", *plots[MOST:], class_="plots")) if len(plots) > MOST else "",
             *(tag("p", _note(one), class_="note") for one in drawn),
             folded("The same as a table", table(["", "clips", "numbers"], listed)),
         ]
@@ -62,7 +65,7 @@ def _plot(
     breakdown: str, title: str, values: Mapping[str, Measure], rows: Sequence[Row], figures: Sequence[Row]
 ) -> Markup:
     figures = [one for one in figures if one["measure"] == measure_of(title)]
-    names = {_same(row["bin"]): str(row["bin"]) for row in rows}
+    names = {_same(row["bin"]): str(row["bin"]) for row in rows if row["metrics"] or row.get("clips")}
     for figure in figures:
         names = {_same(name): name for name in figure["bins"]} | names
     order = sorted(names, key=lambda same: _place(names[same]))
@@ -80,7 +83,9 @@ def _plot(
         ]
     clips = {_same(row["bin"]): f"{row['clips']} clips" for row in rows if row.get("clips") is not None}
     labels = [(_pretty(names[same]), clips.get(same, "")) for same in order]
-    return plot(series, title=title, labels=labels, x=breakdown.replace("_", " "))
+    return plot(
+        series, title=title, labels=labels, x=breakdown.replace("_", " "), bounds=(0, 1) if title in SHARES else ()
+    )
 
 
 def _same(name: Any) -> str:

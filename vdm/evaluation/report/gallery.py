@@ -34,44 +34,42 @@ class Embedder:
 
 def gallery(cases: Sequence[Case], names: Sequence[str], *, each: int, embed: Embedder, folder: Path) -> Markup:
     """`cases` from worst to best by `names`; without names there is no worst and the first ones are shown."""
-    if not names:
-        shown = [("", case) for case in cases[: 2 * each]]
-    else:
-        half = min(each, -(-len(cases) // 2))
-        worst, best = cases[:half], list(reversed(cases[half:]))[:each]
-        shown = [(f"worst {i + 1}", case) for i, case in enumerate(worst)]
-        shown += [(f"best {i + 1}", case) for i, case in enumerate(best)]
+    places = {id(case): place for place, case in enumerate(cases, 1)}
+    kept = [case for case in cases if "video" in case.files] or list(cases)
+    half = min(each, -(-len(kept) // 2))
+    ends = {"Worst": kept[:half], "Best": list(reversed(kept[half:]))[:each]} if names else {"": kept[: 2 * each]}
     # The first of both ends come before the second, so that a full page has lost the cases in between.
-    order = sorted(range(len(shown)), key=lambda i: int(shown[i][0].split()[-1]) if shown[i][0] else i)
-    articles = {i: _article(*shown[i], embed=embed, folder=folder) for i in order}
+    articles: dict[int, Markup] = {}
+    for position in range(2 * each):
+        for title, chosen in ends.items():
+            if position < len(chosen):
+                case = chosen[position]
+                label = f"{title.lower()} {position + 1}" if names else ""
+                rank = f"rank {places[id(case)]:,} of {len(cases):,}" if names else ""
+                articles[id(case)] = _article(label, rank, case, embed=embed, folder=folder)
     parts = []
     if names:
-        parts.append(
-            tag(
-                "p",
-                f"The worst and the best of {len(cases):,} clips by their mean rank over {', '.join(names)}.",
-                class_="note",
-            )
-        )
-    for end, title in (("worst", "Worst"), ("best", "Best"), ("", "")):
-        chosen = [articles[i] for i, (label, _) in enumerate(shown) if label.split(" ")[0] == end]
+        of = f"{len(cases):,} clips" if len(kept) == len(cases) else f"the {len(kept):,} clips whose videos were kept"
+        ranks = "From the worst, rank 1, to the best by the mean rank over"
+        parts.append(tag("p", f"Of {of}. {ranks} {', '.join(names)}.", class_="note"))
+    has_plans = any({"plan", "timeline", "graph"} & set(case.files) for case in kept)
+    kind = "cases" if has_plans else "cases pairs" if any(case.caption for case in kept) else "cases bare"
+    for title, chosen in ends.items():
         if chosen:
-            is_bare = not any(case.caption or {"plan", "timeline", "graph"} & set(case.files) for _, case in shown)
-            kind = "cases bare" if is_bare else "cases"
-            parts += [tag("h3", title) if title else "", tag("div", *chosen, class_=kind)]
+            shown = tag("div", *(articles[id(case)] for case in chosen), class_=kind)
+            parts += [tag("h3", title) if title else "", shown]
     return join(parts)
 
 
-def _article(label: str, case: Case, *, embed: Embedder, folder: Path) -> Markup:
+def _article(label: str, rank: str, case: Case, *, embed: Embedder, folder: Path) -> Markup:
     videos = [
         _video(case, name, title, embed, folder) for name, title in (("video", "made"), ("original", "true clip"))
     ]
     plan, graph = _drawing(case, "timeline", "plan", embed), _drawing(case, "graph", "scene graph", embed)
     plan = plan or _plan(case)
     scores = [tag("span", f"{name} ", tag("b", number(value)), class_="chip") for name, value in case.scores.items()]
-    head = tag(
-        "header", tag("span", label, class_=f"mark {label.split(' ')[0]}") if label else "", tag("code", case.key)
-    )
+    mark = tag("span", label, class_=f"mark {label.split(' ')[0]}") if label else ""
+    head = tag("header", mark, tag("code", case.key), tag("span", rank))
     return tag(
         "article",
         head,

@@ -17,7 +17,7 @@ from vdm.evaluation.report.bins import breakdowns
 from vdm.evaluation.report.gallery import Embedder
 from vdm.evaluation.report.markup import Markup, facts, folded, join, table, tag
 from vdm.evaluation.report.plots import Series, plot
-from vdm.evaluation.report.reading import Ancestor, Case, Result, ranked, read_curves
+from vdm.evaluation.report.reading import Ancestor, Case, Result, ranked, read_curves, read_side
 
 ENOUGH = 2048  # clips of published distances
 POINTS = 240  # of a training curve
@@ -133,13 +133,21 @@ def _protocol(result: Result) -> Markup:
         first["sampler"] = str(sampler.get("_target_", "")).rpartition(".")[2]
         first |= {f"sampler.{name}": value for name, value in sampler.items() if not name.startswith("_")}
     first |= {name: value for name, value in protocol.items() if name.startswith("guidance") or name == "seed"}
-    first |= numbers.counts(result) and {f"measured {name}": value for name, value in numbers.counts(result).items()}
-    for name in ("data", "reference", "weights"):
+    measured = {name: value for name, value in numbers.counts(result).items() if protocol.get(name) != value}
+    first |= {f"measured {name}": value for name, value in measured.items()}
+    for name in ("data", "reference"):
         if result.part(name):
             first[name] = result.part(name)
         elif isinstance(result.content.get(name), str):
             first[name] = result.content[name]
     parts = [facts(first), folded("Every setting of the protocol", facts(protocol))]
+    if result.part("weights"):
+        parts.append(folded("Weights, by SHA-256", facts(result.part("weights"))))
+    if result.part("decided"):
+        parts.append(folded("What the id is of", facts(result.part("decided"))))
+    side = read_side(result.folder)
+    if side:
+        parts.append(folded("Where and how long it was evaluated", facts(side)))
     rejected = result.part("rejected")
     if rejected:
         rows = sorted(rejected.items(), key=lambda row: -row[1] if isinstance(row[1], int) else 0)

@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 460, 264
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 46
 COLOURS, DASHES = 6, 4  # in page.css
 TICKS = 5
+LEAST_SPREAD = 0.1  # of an axis, in shares of its values
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,20 @@ class Series:
     of_others: bool = False
 
 
-def plot(series: Sequence[Series], *, title: str, labels: Sequence[tuple[str, str]] = (), x: str = "") -> Markup:
-    """`labels` name whole x values, in one or two lines; without them x is a number, such as a step."""
+def plot(
+    series: Sequence[Series],
+    *,
+    title: str,
+    labels: Sequence[tuple[str, str]] = (),
+    x: str = "",
+    bounds: tuple[float, ...] = (),
+) -> Markup:
+    """`labels` name whole x values, in one or two lines; without them x is a number, such as a step. `bounds` are shown too."""
     shown = [one for one in series if one.points]
     if not shown:
         return Markup()
     highs = [high for one in shown for span in one.spans if span for high in span]
-    values = [y for one in shown for _, y in one.points] + highs
+    values = [*(y for one in shown for _, y in one.points), *highs, *bounds]
     axis = Axis(min(values), max(values))
     xs = [x for one in shown for x, _ in one.points]
     left, right = (-0.4, len(labels) - 0.6) if labels else (min(xs), max(max(xs), min(xs) + 1))
@@ -66,11 +74,12 @@ class Axis:
             return
         if low >= 0 and low < 0.4 * high:
             low = 0.0
-        spread = (high - low) or abs(high) or 1.0
+        least = LEAST_SPREAD * max(abs(low), abs(high)) or 1.0
+        if high - low < least:  # so that next to nothing does not look like much
+            low, high = (low + high - least) / 2, (low + high + least) / 2
+        spread = high - low
         step = _round_step(spread / TICKS)
         self.low, self.high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-        if self.low == self.high:
-            self.low, self.high = self.low - step, self.high + step
         self.ticks = [self.low + i * step for i in range(round((self.high - self.low) / step) + 1)]
 
     def share(self, value: float) -> float:

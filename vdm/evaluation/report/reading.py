@@ -109,6 +109,15 @@ def read_result(folder: Path) -> Result:
     return Result(folder, content)
 
 
+def read_side(folder: Path) -> dict[str, Any]:
+    """What decides no number: where it was evaluated and how long it took."""
+    try:
+        found = json.loads((folder / "evaluated.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def measures(metrics: Mapping[str, Any]) -> list[Measure]:
     """Numbers in their order, each with its interval, floor and the same number of the original clips."""
     found = []
