@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "runs": {"errors"},
     "launch": {"config", "errors", "lineage"},
     "lineage": {"autoencoder", "backbones", "errors", "runs"},
+    "merge": {"adapters", "checkpoint", "errors", "launch", "restore", "runs"},
     "metrics_file": {"runs"},
     "restore": {"checkpoint", "config", "errors", "runs"},
 }
@@ -48,6 +49,7 @@ LIGHT = (
     "vdm/export/request.py",
     "vdm/checks.py",
     "vdm/errors.py",
+    "vdm/merge.py",
     "vdm/restore.py",
     "vdm/sampling/request.py",
     "train.py",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vdm.errors import RunError
@@ -72,3 +73,26 @@ def merged(parent: Mapping[str, Tensor], own: Mapping[str, Tensor], *, scale: fl
         change = up.flatten(1).float() @ tensor.flatten(1).float()  # of a convolution, up is 1 x 1
         found[f"{layer}.weight"] = (weight.float() + scale * change.view_as(weight)).to(weight.dtype)
     return found
+
+
+def split(parent: Mapping[str, Tensor], whole: Mapping[str, Tensor], *, rank: int) -> tuple[dict[str, Tensor], float]:
+    """The other way round: low-rank matrices, of scale 1, for the weights that differ, and everything else that does as it
+    is. Also the share of the change that they leave out, in the Frobenius norm.
+    """
+    own: dict[str, Tensor] = {}
+    left = total = 0.0
+    for name, tensor in whole.items():
+        before = parent.get(name)
+        if before is not None and torch.equal(before, tensor):
+            continue
+        rows = tensor.shape[0] if tensor.dim() else 0
+        if before is None or not name.endswith(".weight") or tensor.dim() < 2 or min(rows, tensor[0].numel()) <= rank:
+            own[name] = tensor
+            continue
+        u, s, v = torch.linalg.svd((tensor.double() - before.double()).flatten(1), full_matrices=False)
+        left, total = left + s[rank:].square().sum().item(), total + s.square().sum().item()
+        root, ones = s[:rank].sqrt(), [1] * (tensor.dim() - 2)
+        layer = name.removesuffix(".weight")
+        own[layer + DOWN] = (root[:, None] * v[:rank]).view(rank, *tensor.shape[1:]).to(tensor.dtype)
+        own[layer + UP] = (u[:, :rank] * root).view(rows, rank, *ones).to(tensor.dtype)
+    return own, (left / total) ** 0.5 if total else 0.0

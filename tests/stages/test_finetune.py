@@ -6,6 +6,7 @@ import logging
 import shutil
 
 import hydra
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ from vdm import checkpoint, config, lineage, restore, training
 from vdm.backbones.stable_diffusion import temporal_keys
 from vdm.errors import ConfigError, DataError, RunError
 from vdm.launch import CONF
+from vdm.merge import merge
 from vdm.runs import Run
 
 CLIP = ["data.clip.frames=4", "data.clip.height=16", "data.clip.width=16"]
@@ -343,12 +345,64 @@ def test_plans_need_a_model_that_hears_them_and_are_of_these_clips(world):
         stage.losses(batch)
 
 
-# ---- sampling
+# ---- what others make of it
 
 
-def test_samples_of_an_adapter(world, tuned):
-    (made,) = ask(world[0], "prompt=A red circle.", "run=lora", "seed=3", "format=npz")
-    (plain,) = ask(world[0], "prompt=A red circle.", "run=text", "seed=3", "format=npz")
-    assert made.read_bytes() != plain.read_bytes()
+def merged(world, *overrides):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("merge", overrides=[f"paths.output_root={world[0]}", *overrides])
+    config.check(cfg, set(cfg))
+    return Run(merge(cfg))
+
+
+def sampled(world, run):
+    (made,) = ask(world[0], "prompt=A red circle.", f"run={run}", "seed=3", "format=npz")
     facts = json.loads(made.with_suffix(".json").read_text())["weights"]
+    return np.load(made)["arr_0"].astype(int), facts
+
+
+def test_a_merged_run_is_the_run(world, tuned):
+    run = merged(world, "run=lora", "to=merged")
+    for network in ("autoencoder", "backbone", "conditions"):
+        for averaged in (False, True):
+            one, other = (weights(r, network, averaged=averaged) for r in (tuned["lora"], run))
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+    assert not (run.last_checkpoint() / "weights" / "adapter.json").exists()
+    assert (run.state, run.info["stage"], run.info["made_from"]["run"]) == ("complete", "finetune", "lora")
+    video, facts = sampled(world, "lora")
     assert {"weights/adapter.json", "ema/backbone.safetensors"} <= facts.keys()
+    assert (video == sampled(world, "merged")[0]).all()
+    assert (video != sampled(world, "text")[0]).any()
+    again = tune(world, "on-merged", "trainer.max_steps=1", parent="merged")
+    assert again.state == "complete"
+    with pytest.raises(RunError, match="only weights are here"):
+        tune(world, "merged", "trainer.max_steps=9")
+
+
+def test_and_back(world, tuned):
+    """What a LoRA of rank 2 changed is of rank 2; whole training is not."""
+    merged(world, "run=lora", "to=merged-2")
+    run = merged(world, "run=merged-2", "to=extracted", "extract=2")
+    assert json.loads((run.last_checkpoint() / "weights" / "adapter.json").read_text())["parent"]["run"] == "text"
+    kept = load_file(run.last_checkpoint() / "weights" / "backbone.safetensors")
+    assert all(".lora_" in name for name in kept)
+    for name, tensor in weights(tuned["lora"]).items():
+        torch.testing.assert_close(weights(run)[name], tensor, atol=1e-6, rtol=1e-5)
+    rough = merged(world, "run=full", "to=rough", "extract=2")
+    assert len(changed(rough, tuned["full"])) > 10
+
+
+def test_what_cannot_be_merged(world, tuned, tmp_path):
+    for wrong, said in (
+        (["run=full", "to=other"], "holds whole weights already"),
+        (["run=lora", "to=text"], "this is there already"),
+        (["run=lora"], "needs a place"),
+        (["run=lora", "to=other", "extract=0"], "rank of an adapter"),
+        (["run=text", "to=other", "extract=2"], "no parent, or several"),
+    ):
+        with pytest.raises((ConfigError, RunError), match=said):
+            merged(world, *wrong)
+    assert not (world[0] / "other").exists()
+    elsewhere = merged(world, "run=lora", f"to={tmp_path / 'a' / 'whole'}")
+    assert elsewhere.folder == tmp_path / "a" / "whole"

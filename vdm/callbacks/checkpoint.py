@@ -15,7 +15,7 @@ from lightning_fabric.plugins import CheckpointIO
 
 from vdm import checkpoint
 from vdm.bounds import NonNegativeFloat, PositiveInt
-from vdm.errors import ConfigError
+from vdm.errors import ConfigError, RunError
 from vdm.runs import Run
 from vdm.stages.base import Stage
 
@@ -31,7 +31,11 @@ class FolderCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return checkpoint.load(Path(path))
+        loaded = checkpoint.load(Path(path))
+        if "stage" not in loaded:
+            remedy = f"begin another run with its weights: init.vdm={Path(path).parents[1].name}"
+            raise RunError("only weights are here, of a run that was merged", key="resume", got=path, remedy=remedy)
+        return loaded
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path)

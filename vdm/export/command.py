@@ -18,7 +18,7 @@ from vdm.backbones.modelscope import save_diffusers
 from vdm.conditions.text import TextCondition
 from vdm.errors import RunError
 from vdm.export.parts import scheduler_config, write_autoencoder, write_json, write_text_encoder
-from vdm.export.request import INDEX, STAGE, TEXT
+from vdm.export.request import INDEX, STAGES, TEXT
 from vdm.sampling.model import TextToVideo
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ LOADS = "0.33.1"  # of diffusers, the last version that PIPELINE was made for; l
 def export(cfg: DictConfig) -> Path:
     """Write the folder; returns it."""
     asked = config.resolve(cfg)
-    run = restore.chosen_run(asked["paths"]["output_root"], asked["run"], stage=STAGE)
+    run = restore.chosen_run(asked["paths"]["output_root"], asked["run"], stage=STAGES)
     folder = _checkpoint(run, asked["step"])
     log.info("exporting %s, %s", run.name, folder.name)
     settings = restore.settings_of(run, needs=restore.VIDEO_MODEL)

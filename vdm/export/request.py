@@ -11,7 +11,7 @@ from vdm.backbones.published import TEXT, what_diffusers_lacks
 from vdm.bounds import NonNegativeInt
 from vdm.errors import ConfigError, RunError
 
-STAGE = "vdm"
+STAGES = ("vdm", "finetune")
 INDEX = "model_index.json"
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULES = ("linear", "scaled_linear", "cosine")
@@ -41,7 +41,7 @@ def is_possible(
 
 
 def run_can_be_held(*, output_root: str, run: str | int | None) -> None:
-    chosen = restore.chosen_run(output_root, run, stage=STAGE)
+    chosen = restore.chosen_run(output_root, run, stage=STAGES)
     settings = restore.settings_of(chosen, needs=restore.VIDEO_MODEL)
     for name in restore.VIDEO_MODEL:
         restore.checked(settings, name, chosen)
