@@ -6,7 +6,7 @@ alone (a), one also hears scene graphs. The second is measured with the true gra
 language model planned from the captions, with demonstrations chosen by the trained policy (c) or at random (d).
 
 After the quickstart (shellscripts/quickstart.sh), whose text-to-video model both start from:
-  python benchmarks/claim.py --outputs outputs --datasets datasets/quickstart --seeds 0 1 2 --steps 700
+  python benchmarks/claim.py --outputs outputs --datasets datasets/quickstart --seeds 0 1 2
 Every step is a command that continues where it stopped.
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 
 DATA = "shapes_new_verbs"
 SHOTS = 6  # demonstrations a caption
+GUIDANCE = 1.5  # strong guidance moves things where no graph tells them to be
 SCORES = ("colour", "shape", "action", "timing", "order")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
 ARMS = {
@@ -67,7 +68,7 @@ def measure(run: str, graphs: str, name: str, plans: Path | None, clips: int, ou
     # Always: samples that were made are kept, and numbers of other weights or captions are not taken for these.
     command(
         ["evaluate.py"], "protocol=shapes", f"protocol.name={name}", f"run={run}", f"protocol.graphs={graphs}",
-        f"protocol.clips={clips}", *([] if plans is None else [f"protocol.plans.folder={plans}"]), *paths,
+        f"protocol.clips={clips}", f"protocol.guidance={GUIDANCE}", *([] if plans is None else [f"protocol.plans.folder={plans}"]), *paths,
     )  # fmt: skip
     return json.loads(place.read_text())["metrics"]
 
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, required=True)
     parser.add_argument("--datasets", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at most five")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--arms", nargs="+", choices=[arm[0] for arm in ARMS], default=[arm[0] for arm in ARMS])
     parser.add_argument("changes", nargs="*", help="settings of every training")
