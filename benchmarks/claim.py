@@ -68,7 +68,8 @@ def measure(run: str, graphs: str, name: str, plans: Path | None, clips: int, ou
     # Always: samples that were made are kept, and numbers of other weights or captions are not taken for these.
     command(
         ["evaluate.py"], "protocol=shapes", f"protocol.name={name}", f"run={run}", f"protocol.graphs={graphs}",
-        f"protocol.clips={clips}", f"protocol.guidance={GUIDANCE}", *([] if plans is None else [f"protocol.plans.folder={plans}"]), *paths,
+        f"protocol.clips={clips}", f"protocol.guidance={GUIDANCE}",
+        *([] if plans is None else [f"protocol.plans.folder={plans}"]), *paths,
     )  # fmt: skip
     return json.loads(place.read_text())["metrics"]
 
