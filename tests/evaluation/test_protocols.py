@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from sampling_runs import run_settings, write_run
-from strange_files import pictures
+from strange_files import good, pictures, write
 
 from data.shards import ShardWriter, shard_name, write_index
 from vdm import config
@@ -125,6 +125,32 @@ def test_a_run_of_other_data_is_measured_zero_shot(zero_shot, outputs, datasets)
     assert both["reference"]["split"] == "train+test"
     assert both["reference"]["clips"] == both["measured"][FRECHET]["real_clips"] == 9
     assert set(both["decided"]["reference"]["splits"]) == {"train", "test"}
+
+
+def test_videos_against_the_data_of_the_protocol(tmp_path, datasets):
+    videos = tmp_path / "made"
+    write(
+        videos,
+        {f"{i}.mp4": good(i) for i in range(4)} | {"captions.txt": "".join(f"{i}: a\n" for i in range(4)).encode()},
+    )
+    counts = ["protocol.clips=4", "protocol.reference_clips=3", f"metric=[{FRECHET},flicker,psnr]"]
+    given = [*SMALL, *counts, f"videos={videos}", f"metric.{FRECHET}.draws=0"]
+    numbers = ask(tmp_path, datasets, "ucf101", *given)
+    folder = next((tmp_path / "evaluation").iterdir())
+    result = json.loads((folder / "metrics.json").read_text())
+    assert numbers[f"{FRECHET}4_4f"] > 0
+    assert result["reference"] | {"name": "ucf101", "split": "train+test", "clips": 3} == result["reference"]
+    assert result["data"]["captions"]
+    assert result["data"]["sizes"] == ["24x24"]
+    assert list(result["skipped"]) == ["psnr"]
+    assert "original/flicker" not in numbers
+    ask(tmp_path, datasets, "ucf101", *given, "protocol.shown=2", "report=true")
+    cases = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
+    assert sum(case["video"] is not None for case in cases) == 2
+    assert {case["original"] for case in cases} == {None}
+    assert (folder / "report.html").is_file()
+    with pytest.raises(ConfigError, match="resized twice"):
+        ask(tmp_path, datasets, "ucf101", *given, "data.clip.height=8")
 
 
 def test_counts_that_cannot_be(outputs, datasets):

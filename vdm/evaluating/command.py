@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vdm import config, runs
+from vdm.errors import RunError
 from vdm.evaluating.gallery import Gallery, chosen_numbers, shown
 from vdm.evaluating.measuring import Measured, Measurement
 from vdm.evaluating.processes import Processes, joined
@@ -35,7 +37,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     with joined() as processes:
         if not processes.is_first:
             logging.getLogger().setLevel(logging.WARNING)
-        return _Evaluation(settings, processes).run()
+        try:
+            return _Evaluation(settings, processes).run()
+        except KeyboardInterrupt:
+            log.warning("stopped; the same command goes on from here")
+            sys.exit(130)
 
 
 class _Evaluation:
@@ -58,13 +64,21 @@ class _Evaluation:
         if graphs is not None and graphs.plans is not None:
             measured.numbers["without_plan"] = sum(self.processes.gathered([graphs.without]))
         if self.processes.is_first:
-            result = self._result(subject, reference, measured)
-            self._timed("gallery", lambda: self._show(subject, measured))
-            runs.write_atomically(subject.folder / RESULT, json.dumps(result, indent=2) + "\n")
-            self._side(subject, began)
-            self._say(subject, result)
-            self._report(subject)
+            try:
+                self._write(subject, self._result(subject, reference, measured), measured, began)
+            except OSError as error:
+                remedy = "free space, or set output=<folder>, and give the same command again: it goes on"
+                got = f"{subject.folder}: {error}"
+                raise RunError("the result cannot be written", key="output", got=got, remedy=remedy) from None
         return measured.numbers
+
+    def _write(self, subject: Subject, result: dict[str, Any], measured: Measured, began: float) -> None:
+        """The result comes after all that it speaks of."""
+        self._timed("gallery", lambda: self._show(subject, measured))
+        runs.write_atomically(subject.folder / RESULT, json.dumps(result, indent=2) + "\n")
+        self._side(subject, began)
+        self._say(subject, result)
+        self._report(subject)
 
     def _ready(self, sources: Sources) -> tuple[Subject, Measurement, Reference | None]:
         """Everything that can be wrong with settings and files is said here, before anything takes long."""

@@ -96,7 +96,7 @@ class StoredClips:
 
     def at(self, numbers: Sequence[int], device: torch.device) -> Iterator[VideoBatch]:
         """Some clips, one by one."""
-        for clip in self._read(numbers):
+        for clip in self._read(numbers, num_workers=0):
             yield self._batch([clip], device)
 
     def _batch(self, clips: list[VideoBatch], device: torch.device) -> VideoBatch:
@@ -104,17 +104,20 @@ class StoredClips:
         batch["video"] = batch["video"].to(device)
         return next(iter(self._data.values())).on_after_batch_transfer(batch, 0)
 
-    def _read(self, numbers: Sequence[int]) -> Iterator[VideoBatch]:
+    def _read(self, numbers: Sequence[int], *, num_workers: int | None = None) -> Iterator[VideoBatch]:
         """Clips of these numbers, each as a batch of one."""
         wanted = [self.places[number] for number in numbers]
-        streams = {split: self._stream(split, [p.number for p in wanted if p.split == split]) for split in self.splits}
+        streams = {
+            split: self._stream(split, [place.number for place in wanted if place.split == split], num_workers)
+            for split in self.splits
+        }
         for place in wanted:
             clip = next(streams[place.split])
             if place.copy:
                 clip["key"] = [f"{key}{COPY}{place.copy}" for key in clip["key"]]
             yield clip
 
-    def _stream(self, split: str, numbers: list[int]) -> Iterator[VideoBatch]:
+    def _stream(self, split: str, numbers: list[int], num_workers: int | None) -> Iterator[VideoBatch]:
         if not numbers:
             return
         loader = self._loaders[split]
@@ -122,7 +125,7 @@ class StoredClips:
         reader.plan = ChosenPlan(reader.plan, numbers, self._taken[split])
         chosen = type(loader)(
             reader=reader, quarantine=loader.quarantine, batch_size=self.batch_size, rank=0, world_size=1,
-            num_workers=loader.num_workers, prefetch=loader.prefetch,
+            num_workers=loader.num_workers if num_workers is None else num_workers, prefetch=loader.prefetch,
         )  # fmt: skip
         for batch in chosen:
             yield from (cut(batch, position) for position in range(len(batch["key"])))

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vdm.evaluation.networks import digest
-
 RULES = 1  # of the code itself: raised when the same settings begin to give other numbers
 OF_THE_MACHINE = ("batch_size", "origin", "licence", "num_workers", "timeout")
 OF_A_NETWORK = ("file", "weights", "folder")  # where its weights lie
@@ -55,5 +53,7 @@ def flat(node: Any, key: str = "") -> dict[str, Any]:
 
 
 def _of_file(place: Path) -> str | None:
+    from vdm.evaluation.networks import digest  # late: comparing needs no torch
+
     path = place if place.is_file() else place / "model.safetensors"
     return digest(path) if path.is_file() else None
