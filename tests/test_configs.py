@@ -12,6 +12,7 @@ from vdm import config
 from vdm.launch import CONF
 
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "experiment", "debug"))
+OF_THE_MACHINE = ("vdm.checks.devices_exist", "vdm.conditions.presence.encoders_are_there", "vdm.lineage.plans_are_there")
 ROOTS = {path.stem: path for path in CONF.glob("*.yaml")}
 
 
@@ -50,8 +51,8 @@ def test_choice_composes_and_passes_its_own_checks(group, choice, monkeypatch):
     for _name, node in resolved["checks"].items():
         if node is None:
             continue  # a stage that has no use for it
-        if node["_target_"].startswith("data.") or node["_target_"] == "vdm.checks.devices_exist":
-            node["_target_"] = "builtins.dict"  # asks for shards or GPUs, tested where there are some
+        if node["_target_"].startswith("data.") or node["_target_"] in OF_THE_MACHINE:
+            node["_target_"] = "builtins.dict"  # asks for shards, GPUs or files, tested where there are some
     monkeypatch.setattr(config, "ALLOWED_TARGETS", (*config.ALLOWED_TARGETS, "builtins."))
     config.check_resolved(resolved)
 
