@@ -30,7 +30,7 @@ echo "== 3. stage=vdm: captions to latents, which are encoded once"
 
 echo "== 4. What it shows for captions of clips it has never seen"
 "$PYTHON" evaluate.py protocol=shapes run=quickstart-vdm "${PATHS[@]}"
-"$PYTHON" sample.py run=quickstart-vdm prompt="A large red square vanishes." num=4 guidance=3 "${PATHS[@]}"
+"$PYTHON" sample.py run=quickstart-vdm prompt="A large red square vanishes." num=4 guidance=2.5 "${PATHS[@]}"
 echo "Look at $OUTPUTS/quickstart-vdm/evaluation/shapes/sheet.png (the clip of each caption, and below it the sample) and"
 echo "$OUTPUTS/quickstart-autoencoder/evaluation/reconstruction/sheet.png."
 [ -z "$SHORT" ] || exit 0
@@ -48,9 +48,9 @@ echo "== 6. A video model that hears scene graphs, on stories told in words that
 echo "== 7. It goes on training on planned graphs, and plans what it is asked for"
 "$PYTHON" -m dysen.plan data=shapes_new_verbs split=train captions=first llm=tiny selector=policy planner=plain "${PATHS[@]}"
 "$PYTHON" train.py experiment=quickstart_dysen init.vdm=quickstart-graphs "${PATHS[@]}"
-"$PYTHON" sample.py run=quickstart-dysen plan=true llm=tiny selector=policy planner=plain guidance=3 num=2 \
+"$PYTHON" sample.py run=quickstart-dysen plan=true llm=tiny selector=policy planner=plain guidance=1.5 num=2 \
   prompt="A large red square wilkets, but first it krompets." "${PATHS[@]}"
 
 echo "== 8. (a) captions alone, (b) true graphs, (c) graphs planned with chosen demonstrations, (d) with random ones; one seed"
-"$PYTHON" benchmarks/claim.py --outputs "$OUTPUTS" --datasets "$DATASETS" --seeds 0 --clips 128 --steps 600
+"$PYTHON" benchmarks/claim.py --outputs "$OUTPUTS" --datasets "$DATASETS" --seeds 0 --clips 128
 echo "Drawings of plans are beside the videos in $OUTPUTS/quickstart-dysen/generated."
