@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vdm.bounds import PositiveInt
 from vdm.evaluation.keyed import Skipped
+from vdm.evaluation.pooling import QuickPools
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class TorchScript:
         network, parts = _loaded(path, digest(path), device), []
         for part in pictures.split(self.batch_size):
             try:
-                found = network(part.to(device).contiguous(), **self.arguments)
+                with QuickPools():
+                    found = network(part.to(device).contiguous(), **self.arguments)
             except (RuntimeError, torch.jit.Error) as error:
                 reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:200]
                 shape = "x".join(map(str, part.shape[1:]))
