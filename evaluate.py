@@ -6,6 +6,7 @@ from importlib import import_module
 from omegaconf import DictConfig
 
 from vdm.launch import launch
+from vdm.sampling.request import verbatim
 
 COMMANDS = {"compare": "vdm.evaluating.compare", "study": "vdm.evaluation.study"}  # by the first word
 
@@ -19,4 +20,5 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         sys.exit(import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:]))
+    sys.argv[1:] = verbatim(sys.argv[1:], keys=("videos", "reference", "output", "run"))
     launch(main, "evaluate")

@@ -29,7 +29,7 @@ def read(path, kind="video", part=None, **changed):
 
 
 def ask(root, videos, *overrides):
-    settings = [f"paths.output_root={root}", f"videos={videos}", "protocol.shown=0", "report=false", "num_workers=2"]
+    settings = [f"paths.output_root={root}", f"videos={videos}", "protocol.shown=0", "report=false", "num_workers=1"]
     rule = [f"clip_rule.{name}={RULE[name]}" for name in ("frames", "height", "width")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("evaluate", overrides=["protocol=ucf101", *settings, *rule, *overrides])
@@ -110,9 +110,13 @@ def test_names_are_in_the_order_people_count(tmp_path):
     assert sorted(["a10", "a2", "A1", "b"], key=natural) == ["A1", "a2", "a10", "b"]
     write(tmp_path, {"x.mp4": b"", "x.avi": b"", "notes.txt": b"", "sub/x.mp4": b"", ".hidden.mp4": b""})
     (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.npz")
     listing = listed(tmp_path)
     assert [entry.key for entry in listing.entries] == ["x", "sub/x"]
-    assert listing.refused == {"x.mp4": Refusal("another file has this name", "x.avi")}
+    assert {name: refusal.reason for name, refusal in listing.refused.items()} == {
+        "x.mp4": "another file has this name", "gone.mp4": "not a file", "pipe.npz": "not a file"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["captions.json", "captions.txt", "beside"])
@@ -215,6 +219,14 @@ def test_mistakes(tmp_path, real):
         )
     with pytest.raises(ConfigError, match="measures a network"):
         ask(tmp_path, real, "protocol=reconstruction")
+    for wrong, key in (
+        ("clip_rule.frames=0", "clip_rule.frames"),
+        ("clip_rule.grey=maybe", "clip_rule.grey"),
+        ("batch_size=x", "batch_size"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            ask(tmp_path, real, wrong)
+        assert error.value.key == key
     folder = Folder(real, ClipRule(**RULE), processes=1, timeout=30.0, memory=2.0)
     entry = folder.listing.entries[0]
     with pytest.raises(DataError, match="changed while"):

@@ -36,7 +36,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     settings = config.resolve(cfg)
     with joined() as processes:
         if not processes.is_first:
-            logging.getLogger().setLevel(logging.WARNING)
+            logging.getLogger().setLevel(logging.ERROR)  # the first one speaks for all
         try:
             return _Evaluation(settings, processes).run()
         except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import instantiate
 from torch import Tensor
 
-from vdm.errors import DataError
+from vdm.errors import ConfigError, DataError
 from vdm.evaluating.processes import Processes
 from vdm.evaluation.base import VideoMetric
 from vdm.evaluation.breakdowns import Frames
@@ -68,11 +68,11 @@ class Measurement:
         self.parts = {name: part for name, part in chosen.items() if not isinstance(part, Frames)}
         self.lengths = {name: part for name, part in chosen.items() if isinstance(part, Frames)}
         self.shorter: dict[int, dict[str, VideoMetric]] = {}
-        for part in self.lengths.values():
+        for name, part in self.lengths.items():
             for count in part.counts:
-                cut = {"frames": count, "stride": 1, "draws": 0}
-                asked = [name for name in part.metrics if name in self.metrics]
-                self.shorter.setdefault(count, {}).update({n: self._built({**nodes[n], **cut}) for n in asked})
+                asked = {metric: nodes[metric] for metric in part.metrics if metric in self.metrics}
+                cut = {metric: self._built(_cut_to(node, count, name)) for metric, node in asked.items()}
+                self.shorter.setdefault(count, {}).update(cut)
         self.with_sets = [m for m in self._all() if hasattr(m, "begin_reference")]
         if has_reference:
             for metric in self.with_sets:
@@ -178,3 +178,12 @@ class Measurement:
         if self.features is not None:
             metric.keep_features(self.features)
         return metric
+
+
+def _cut_to(node: Mapping[str, Any], frames: int, part: str) -> dict[str, Any]:
+    """The settings of a metric that looks at the first frames, and at all of them."""
+    if not {"frames", "label"} <= node.keys():
+        raise ConfigError("this metric does not look at a number of frames", key=f"protocol.breakdowns.{part}.metrics",
+                          got=node.get("_target_"), remedy="name such as fvd")  # fmt: skip
+    wanted = {"frames": frames, "stride": 1, "draws": 0}
+    return dict(node) | {name: value for name, value in wanted.items() if name in node}

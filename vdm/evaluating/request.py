@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from vdm.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.errors import ConfigError
 
 
@@ -19,3 +20,24 @@ def is_possible(*, videos: Any, reference: Any, run: Any, stage: Any, target: st
     for key, folder in (("videos", videos), ("reference", reference)):
         if folder is not None and not Path(str(folder)).is_dir():
             raise ConfigError("there is no such folder", key=key, got=folder)
+
+
+def numbers_are_in_range(
+    *,
+    seed: NonNegativeInt,
+    batch_size: PositiveInt,
+    num_workers: NonNegativeInt,
+    report: bool,
+    frames: PositiveInt | None,
+    stride: PositiveInt | None,
+    height: PositiveInt | None,
+    width: PositiveInt | None,
+    fps: PositiveFloat | None,
+    still_fps: PositiveFloat,
+    grey: Literal["refuse", "take"],
+    max_pixels: PositiveInt,
+    enlarge: PositiveFloat,
+    timeout: PositiveFloat,
+    memory: PositiveFloat,
+) -> None:
+    """Its annotations say all."""

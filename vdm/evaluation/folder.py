@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import zipfile
 from collections import Counter
@@ -35,6 +36,8 @@ from vdm.evaluation.reading import (
 from vdm.types import VideoBatch
 from vdm.video import to_float
 
+log = logging.getLogger(__name__)
+
 COMPANIONS = (
     ".json",
     ".jsonl",
@@ -51,6 +54,8 @@ COMPANIONS = (
     ".vtt",
 )
 CAPTIONS = ("captions.json", "captions.txt")
+SAID_EVERY = 1000  # files
+LARGEST = 1_000_000  # bytes of a json beside a video
 KINDS = "mp4 and other videos, gif, folders of png, npz"
 
 
@@ -79,7 +84,12 @@ class Folder:
 
     def examine(self, entries: Sequence[Entry]) -> list[FoundClip | Refusal]:
         """What is wrong with each, or how it is; without its frames."""
-        return list(self._read(entries, with_frames=False))
+        found = []
+        for outcome in self._read(entries, with_frames=False):
+            found.append(outcome)
+            if len(found) % SAID_EVERY == 0:
+                log.info("%d of %d looked at", len(found), len(entries))
+        return found
 
     def batches(
         self, groups: Sequence[Sequence[tuple[Entry, str]]], device: torch.device, *, captions: Mapping[str, str] | None
@@ -113,7 +123,7 @@ def listed(folder: Path) -> Listing:
     entries: list[Entry] = []
     refused: dict[str, Refusal] = {}
     seen: dict[str, str] = {}
-    for path, is_folder in _walk(folder):
+    for path, is_folder in _walk(folder, refused):
         name = path.relative_to(folder).as_posix()
         key = name if is_folder else name[: len(name) - len(path.suffix)]
         try:
@@ -130,10 +140,14 @@ def listed(folder: Path) -> Listing:
     return Listing(entries, refused, _captions(folder, entries))
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
+def _walk(folder: Path, refused: dict[str, Refusal]) -> Iterator[tuple[Path, bool]]:
     """(path, whether it is a folder of pictures) of what might be a clip."""
+
+    def note(error: OSError) -> None:
+        refused[os.path.relpath(error.filename, folder)] = Refusal("the folder cannot be read", str(error.strerror))
+
     entered: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
         here = Path(place)
         entered.add(os.path.realpath(here))  # a link may lead back
         folders[:] = sorted(
@@ -151,6 +165,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
 
 def _entries(path: Path, key: str) -> list[Entry]:
     ending = path.suffix.lower()
+    if not path.is_file():  # opening a pipe waits for ever
+        raise DataError("not a file", got="a link to nothing, or a device")
     if ending in VIDEOS:
         return [Entry(key, str(path), "video")]
     if ending in PICTURES:
@@ -214,12 +230,16 @@ def _said_beside(entries: Sequence[Entry]) -> dict[str, str]:
     for entry in entries:
         beside = Path(entry.path).with_suffix(".json")
         try:
-            record = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+            record = json.loads(beside.read_text(encoding="utf-8")) if _is_small(beside) else None
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(record, dict) and isinstance(record.get("prompt"), str) and record["prompt"].strip():
             found[entry.key] = record["prompt"]
     return found
+
+
+def _is_small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= LARGEST
 
 
 def counted(refused: Mapping[str, Refusal]) -> dict[str, int]:

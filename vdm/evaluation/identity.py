@@ -34,22 +34,16 @@ def settings_of_metric(node: Any) -> Any:
     return node
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """By key in dots, the two values where they are not equal."""
-    a, b = flat(ours), flat(theirs)
-    return {
-        key: (a.get(key, ABSENT), b.get(key, ABSENT))
-        for key in sorted({*a, *b})
-        if a.get(key, ABSENT) != b.get(key, ABSENT)
-    }
-
-
-def flat(node: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(node, Mapping) and node:
-        return {
-            k: v for name, value in node.items() for k, v in flat(value, f"{key}.{name}" if key else str(name)).items()
-        }
-    return {key: node}
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str = "") -> dict[str, tuple[Any, Any]]:
+    """By key in dots, the two values where they are not equal. What one side lacks altogether is one difference."""
+    found = {}
+    for name in sorted({*ours, *theirs}):
+        a, b, place = ours.get(name, ABSENT), theirs.get(name, ABSENT), f"{key}.{name}" if key else str(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= differences(a, b, place)
+        elif a != b:
+            found[place] = a, b
+    return found
 
 
 def _of_file(place: Path) -> str | None:
