@@ -100,8 +100,10 @@ def network_weights(folder: Path, network: str, *, averaged: bool = True) -> dic
     return adapters.merged(whole, own, scale=content["scale"], source=str(folder))
 
 
-def parent_of(folder: Path) -> Path:
-    """The checkpoint that an adapter was trained beside, with the very weights that it had then."""
+def parent_of(folder: Path) -> Path | None:
+    """The checkpoint that an adapter was trained beside, with the very weights that it had then. None of a whole one."""
+    if adapters.FILE not in read_manifest(folder)["files"]:
+        return None
     content = _adapter(folder)
     parent = adapters.parent_folder(folder, content)
     adapters.check_parent(folder, content, parent, read_manifest(parent)["files"])

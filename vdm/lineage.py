@@ -165,6 +165,9 @@ def _hear_more(cfg: DictConfig, added: DictConfig | None, read: list[str]) -> No
     """The parent's conditions with what is set differently here, and new ones; clips may lack what the parent's read."""
     conditions = OmegaConf.create(cfg.condition or {})
     for name, node in (added or {}).items():
+        if node is None or (name not in conditions and "_target_" not in node):
+            raise ConfigError("the parent hears other things", key=f"condition.{name}", allowed=list(conditions),
+                              remedy="settings of its conditions may change; none can be left out")  # fmt: skip
         is_change = name in conditions and "_target_" not in node
         conditions[name] = OmegaConf.merge(conditions[name], node) if is_change else node
     for node in conditions.values():
@@ -260,7 +263,7 @@ def _record(run: Run, network: str) -> dict[str, Any]:
 def _write(cfg: DictConfig, network: str, run: str, record: dict[str, Any]) -> None:
     with open_dict(cfg):
         cfg.init[network] = run
-        if STAGE_OF[network] == cfg.stage.name:
+        if STAGE_OF[network] == cfg.stage.name or (cfg.stage.name == TUNED and network != "autoencoder"):
             return  # trained on here: built as this command says, and the weights must fit
         settings = record.get(network)
         if not isinstance(settings, dict):

@@ -96,7 +96,9 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
     datamodule.run_folder = run.folder
     datamodule.setup("fit")
     stage: Stage = instantiate(cfg.stage, _convert_="all")
-    parents = _load_parents(stage, settings) if start is None or stage.needs_parents else run.info.get("lineage", [])
+    parents = run.info.get("lineage", [])
+    if start is None or stage.needs_parents:
+        parents = _load_parents(stage, settings, checkpoint.parent_of(start) if start is not None else None)
     stage.prepare(run.folder)
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
     for callback in callbacks:
@@ -122,9 +124,11 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
         trainer.fit(stage, datamodule=datamodule, ckpt_path=None if start is None else str(start), weights_only=True)
     stopped = next((c.stopped_early for c in callbacks if getattr(c, "stopped_early", None) is not None), None)
     done = stage.step >= trainer.max_steps or stopped is not None
+    best = next((c.ended_with for c in callbacks if getattr(c, "ended_with", None) is not None), None)
+    metrics = stage.metrics if best is None else stage.metrics | {best["metric"]: best["value"]}
     if leader:
         run.update(
-            state="complete" if done else "interrupted", step=stage.step, metrics=stage.metrics, finished=time.time(),
+            state="complete" if done else "interrupted", step=stage.step, metrics=metrics, finished=time.time(),
             **({} if stopped is None and "stopped" not in run.info else {"stopped": stopped}),
         )  # fmt: skip
         last = run.last_checkpoint()
@@ -140,7 +144,7 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
         sys.exit(128 + asked)  # what a shell, a sweep or a scheduler expects of a process that was told to stop
     if not done and stage.step == (resumed_step or 0):
         raise RunError("training ended without a single step", got=f"step {stage.step} of {trainer.max_steps}")
-    return _metric(stage.metrics, settings)
+    return _metric(metrics, settings)
 
 
 def _quieten_lightning() -> None:
@@ -170,8 +174,11 @@ def _loggers(cfg: DictConfig, run: Run, resumed_step: int | None, leader: bool) 
     return found
 
 
-def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put the weights named in `init`, of runs or published ones, into the stage's networks of the same names."""
+def _load_parents(stage: Stage, settings: dict[str, Any], folder_before: Path | None = None) -> list[dict[str, Any]]:
+    """Put the weights named in `init`, of runs or published ones, into the stage's networks of the same names.
+
+    `folder_before` is the checkpoint that a run which goes on began with; its parent may have newer ones.
+    """
     parents, init = [], settings.get("init") or {}
     for network in lineage.STAGE_OF:
         wanted = init.get(network)
@@ -180,8 +187,11 @@ def _load_parents(stage: Stage, settings: dict[str, Any]) -> list[dict[str, Any]
         if lineage.is_published(network, wanted):
             parents.append(_load_published(stage.backbone, wanted, init, settings["objective"]))
             continue
-        parent = runs.find(settings["paths"]["output_root"], wanted, key=f"init.{network}")
-        folder = parent.last_checkpoint()
+        if folder_before is None:
+            parent = runs.find(settings["paths"]["output_root"], wanted, key=f"init.{network}")
+        else:
+            parent = Run(folder_before.parents[1])
+        folder = folder_before or parent.last_checkpoint()
         new = _new_here(stage, network, restore.settings_of(parent).get("condition") or {})
         stage.origins[network] = Origin(folder, tuple(new))
         # A text encoder that nobody trained is in no checkpoint.

@@ -31,6 +31,7 @@ def test_it_stops_and_ends_with_the_best(world, caplog):
         run = tune(world, "still", *STILL)
     assert (run.state, run.info["step"], run.info["best"]["step"]) == ("complete", 6, 2)
     assert run.info["stopped"] == {"patience": 2, "min_delta": 0.0}
+    assert run.info["metrics"]["val/loss"] == run.info["best"]["value"]
     assert steps(run) == [2]
     assert "2 validations without a better val/loss, the end" in caplog.text
     assert "complete at step 6" in caplog.text

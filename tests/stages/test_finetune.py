@@ -199,11 +199,28 @@ def test_another_parent_is_noticed(world, tuned, tmp_path):
     with pytest.raises(RunError, match="has other weights now"):
         weights(Run(root / "lora"))
     moved = [world[1][0], f"paths.output_root={root}"]
-    with pytest.raises(RunError, match="no adapter of the weights"):
+    with pytest.raises(RunError, match="has other weights now"):
         tune((root, moved), "lora", *TUNINGS["lora"], "trainer.max_steps=5")
     shutil.rmtree(root / "text")
     with pytest.raises(RunError, match="the parent of this adapter is not there"):
         weights(Run(root / "lora"))
+
+
+def test_a_parent_that_trained_on_is_taken_as_it_was(world, tuned, tmp_path):
+    for name in ("text", "lora"):
+        shutil.copytree(world[0] / name, tmp_path / name)
+    root, parent = (tmp_path, [world[1][0], f"paths.output_root={tmp_path}"]), Run(tmp_path / "text")
+    state = {f"{n}.{k}": t + 1 for n in ("autoencoder", "backbone") for k, t in weights(parent, n).items()}
+    state |= {f"conditions.{k}": t for k, t in weights(parent, "conditions").items()}
+    checkpoint.save(parent.last_checkpoint().with_name("step-00000020"), {"state_dict": state}, step=20)
+    before = weights(Run(tmp_path / "lora"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tuned["lora"]).items())
+    run = tune(root, "lora", *TUNINGS["lora"], "trainer.max_steps=6")
+    assert {entry["checkpoint"] for entry in run.info["lineage"]} == {"step-00000010"}
+    assert (
+        json.loads((run.last_checkpoint() / "weights" / "adapter.json").read_text())["parent"]["checkpoint"]
+        == "step-00000010"
+    )
 
 
 def test_other_layers_than_before_are_noticed(world, tuned):

@@ -73,6 +73,7 @@ class Checkpoint(pl.Callback):
         self.patience, self.min_delta = patience, min_delta
         self.waited, self.reference = 0, None  # validations since the last value that counts, and this value
         self._judged_step = -1
+        self.ended_with: dict[str, Any] | None = None  # the best, where the run ends with it
         self.run: Run | None = None
         self.best: dict[str, Any] | None = None
         self.stop_signal: int | None = None
@@ -157,6 +158,7 @@ class Checkpoint(pl.Callback):
 
     def _end_with_best(self, trainer: pl.Trainer) -> None:
         """What comes last is what others take."""
+        self.ended_with = self.best
         if self.best is None or not trainer.is_global_zero:
             return
         best = f"step-{self.best['step']:08d}"
