@@ -182,6 +182,18 @@ def test_gaps_are_no_errors(tmp_path, changed):
     assert page.elements.count("h1") == 1
 
 
+def test_a_folder_of_videos(tmp_path):
+    data = {"name": "somebodys", "videos": 20, "used": 16, "fingerprint": "abc", "sizes": ["32x32"]}
+    (tmp_path / "rejected.csv").write_text("file,reason\n")
+    page = alone(
+        tmp_path, run=None, protocol={"name": "ucf101"}, data=data, rejected={"no video": 4}, metrics={"clips": 16}
+    )
+    assert "python evaluate.py protocol=ucf101 videos=somebodys" in page.text
+    assert "videos somebodys" in page.text
+    assert "4 videos were rejected" in page.text
+    assert "rejected.csv" in page.text
+
+
 def test_no_result_is_said(tmp_path):
     with pytest.raises(DataError, match="no evaluation in this folder"):
         write_report(tmp_path, run=None)

@@ -76,7 +76,7 @@ def _file(name: str) -> str:
 
 
 def _head(result: Result, embed: Embedder) -> Markup:
-    about = [("run", result.subject), ("checkpoint", result.content.get("checkpoint")), ("id", result.id)]
+    about = [(result.kind, result.subject), ("checkpoint", result.content.get("checkpoint")), ("id", result.id)]
     about += [
         (name, f"{value:,}" if isinstance(value, int) else value) for name, value in numbers.counts(result).items()
     ]
@@ -152,6 +152,8 @@ def _protocol(result: Result) -> Markup:
     if rejected:
         rows = sorted(rejected.items(), key=lambda row: -row[1] if isinstance(row[1], int) else 0)
         parts += [tag("h3", "Rejected videos"), table(["reason", "videos"], rows, class_="facts")]
+        if (result.folder / "rejected.csv").is_file():
+            parts.append(tag("p", "rejected.csv in the folder of this report names each.", class_="note"))
     return join(parts)
 
 
@@ -220,7 +222,7 @@ def _commands(result: Result, lineage: Sequence[Ancestor]) -> Markup:
         lines += [command] if command else []
     command = result.content.get("command")
     if not command:
-        command, guessed = _said("evaluate.py", f"protocol={result.protocol}", f"run={result.subject}"), True
+        command, guessed = _said("evaluate.py", f"protocol={result.protocol}", f"{result.kind}={result.subject}"), True
     lines += [command, _said("-m", "vdm.evaluation.report", f"folder={result.folder}")]
     shown = [tag("pre", tag("code", str(line)), class_="command") for line in lines]
     note = "Commands that were not recorded are given without their further settings, which are under Lineage and Protocol."

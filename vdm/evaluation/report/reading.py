@@ -54,9 +54,14 @@ class Result:
         return str(self.part("protocol").get("name") or self.folder.name)
 
     @property
+    def kind(self) -> str:
+        """What was measured: a `run`, or somebody's folder of `videos`."""
+        return "run" if self.content.get("run") or not self.part("data").get("videos") else "videos"
+
+    @property
     def subject(self) -> str:
-        """What was measured: a run, or somebody's folder of videos."""
-        return str(self.content.get("run") or self.content.get("videos") or self.folder.name)
+        named = self.content.get("run") if self.kind == "run" else self.part("data").get("name")
+        return str(named or self.folder.name)
 
     @cached_property
     def measures(self) -> list[Measure]:
