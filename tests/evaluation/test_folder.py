@@ -204,6 +204,9 @@ def test_both_sides_are_cut_alike(tmp_path, real):
 def test_mistakes(tmp_path, real):
     with pytest.raises(ConfigError, match="no such folder"):
         ask(tmp_path, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no video in this folder"):
+        ask(tmp_path, tmp_path / "empty")
     with pytest.raises(ConfigError, match="a run or a folder"):
         ask(tmp_path, real, "run=x")
     with pytest.raises(ConfigError, match="what clips look like"):

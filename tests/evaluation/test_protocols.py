@@ -127,6 +127,29 @@ def test_a_run_of_other_data_is_measured_zero_shot(zero_shot, outputs, datasets)
     assert set(both["decided"]["reference"]["splits"]) == {"train", "test"}
 
 
+@pytest.mark.parametrize("run", ["old", "young"])
+def test_the_data_of_a_run_is_found_again(outputs, shapes_root, run):
+    """Also where the source that made it has got settings since; only the split that is measured is read."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("evaluate", overrides=[f"paths.output_root={outputs}", f"paths.data_root={shapes_root}", f"run={run}",
+                            "protocol=reconstruction", "protocol.clips=6", "protocol.shown=4", "metric=[psnr,flicker]",
+                            "num_workers=0", "report=false"])  # fmt: skip
+    config.check(cfg, set(cfg))
+    numbers = evaluate(cfg)
+    assert numbers["clips"] == 6
+    assert numbers["psnr"] > 0
+    assert numbers["original/flicker"] > 0
+    assert "original/psnr" not in numbers
+    folder = outputs / run / "evaluation" / "reconstruction"
+    cases = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines()]
+    ranked = sorted(cases, key=lambda case: case["scores"]["psnr"])
+    shown = [case for case in cases if case["video"]]
+    assert len(shown) == 4
+    assert ranked[0] in shown, "the worst"
+    assert ranked[-1] in shown, "the best"
+    assert all((folder / case[side]).is_file() for case in shown for side in ("video", "original"))
+
+
 def test_videos_against_the_data_of_the_protocol(tmp_path, datasets):
     videos = tmp_path / "made"
     write(

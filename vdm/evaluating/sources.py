@@ -17,7 +17,7 @@ from vdm.errors import ConfigError, DataError
 from vdm.evaluating import subjects
 from vdm.evaluating.processes import Processes
 from vdm.evaluating.stored import StoredClips, data_node
-from vdm.evaluation.folder import Folder, as_table, counted
+from vdm.evaluation.folder import KINDS, Folder, as_table, counted
 from vdm.evaluation.reading import ClipRule, Entry, FoundClip, Refusal
 from vdm.runs import Run, write_atomically
 from vdm.types import VideoBatch
@@ -132,14 +132,16 @@ class Sources:
         if self.processes.is_first:
             write_atomically(folder / "rejected.csv", as_table(found.refused))
         wanted = self.protocol.clips
+        if not found.good and not found.refused:
+            raise DataError("there is no video in this folder", key="videos", got=str(path), allowed=KINDS)
         if len(found.good) < wanted:
             reasons = ", ".join(f"{reason} {count}" for reason, count in counted(found.refused).items())
             raise DataError(
                 "fewer videos can be scored than the protocol counts", key="videos",
                 got=f"{len(found.good)} of {len(found.good) + len(found.refused)}; rejected: {reasons or 'none'}",
                 allowed=f"{wanted}",
-                remedy=f"each is named in {folder / 'rejected.csv'}; protocol.clips={len(found.good)} counts fewer: that is "
-                       "another protocol, with an id of its own",
+                remedy=f"each is named in {folder / 'rejected.csv'}; protocol.clips={max(1, len(found.good))} counts "
+                       "fewer: that is another protocol, with an id of its own",
             )  # fmt: skip
         chosen = found.spread(wanted)
         captions, lacking = found.folder.listing.captions or {}, {"originals": NO_ORIGINALS, "truth": NO_TRUTH}
