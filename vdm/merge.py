@@ -121,13 +121,16 @@ def place(output_root: str, to: str) -> Path:
 # Named by `checks` in conf/: said before anything is built.
 
 
-def is_possible(*, output_root: str, run: str | None, to: str | None, extract: int | None) -> None:
+def is_possible(*, output_root: str, to: str | None, extract: int | None) -> None:
     if to is None or not str(to).strip():
         raise ConfigError("the run needs a place", key="to", got=to, remedy="give it: to=<name of a run, or a folder>")
     if place(output_root, str(to)).exists():
         raise RunError("this is there already", key="to", got=place(output_root, str(to)), remedy="name another place")
     if extract is not None and (type(extract) is not int or extract < 1):
         raise ConfigError("the rank of an adapter", key="extract", got=extract, allowed="an integer >= 1, or null")
+
+
+def run_is_there(*, output_root: str, run: str | int | None) -> None:
     _asked(output_root, run)
 
 

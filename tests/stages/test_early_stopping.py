@@ -62,6 +62,7 @@ def test_a_killed_run_decides_alike(world, monkeypatch):
     assert (run.info["step"], run.info["best"]["step"], steps(run)) == (6, 2, [2])
 
 
+@pytest.mark.slow
 def test_one_that_learns_goes_on(world):
     run = tune(world, "learns", "stage.optimizer.lr=2e-3", "trainer.max_steps=8", "callbacks.checkpoint.patience=2")
     best = run.info["best"]

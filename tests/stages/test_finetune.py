@@ -24,7 +24,7 @@ CLIP = ["data.clip.frames=4", "data.clip.height=16", "data.clip.width=16"]
 GRAPHS = ["condition=[text,scene_graph]", "condition.scene_graph.encoder.width=16", "scene_encoder.width=16",
           "scene_encoder.heads=2", "scene_encoder.depth=1"]  # fmt: skip
 STEPS = ["data=shapes", "trainer=cpu", "trainer.max_steps=4", "trainer.log_every_n_steps=1", "data.num_workers=0",
-         "data.batch_size=4", "data.val_clips=4", "stage.scheduler=null", "stage.optimizer.lr=1e-2", *CLIP,
+         "data.batch_size=4", "data.val_clips=4", "stage.scheduler=null", "stage.noise_levels=2", "stage.optimizer.lr=1e-2", *CLIP,
          "sampler.num_steps=2", "callbacks.samples.every=0", "callbacks.validation.every=2",
          "callbacks.checkpoint.every=2"]  # fmt: skip
 TUNINGS = {
