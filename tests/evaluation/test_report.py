@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -191,6 +192,15 @@ def test_a_folder_of_videos(tmp_path):
     assert "python evaluate.py protocol=ucf101 videos=somebodys" in page.text
     assert "videos somebodys" in page.text
     assert "4 videos were rejected" in page.text
+    recorded = {
+        "evaluated_by": {"command": "python evaluate.py protocol=ucf101 videos=/there"},
+        "seconds": {"all": 12.5},
+    }
+    (tmp_path / "evaluated.json").write_text(json.dumps(recorded))
+    again = Page(write_report(tmp_path, run=None).read_text(encoding="utf-8")).text
+    assert "videos=/there" in again
+    assert "without their further settings" not in again
+    assert "seconds.all 12.5" in again
     assert "rejected.csv" in page.text
 
 
@@ -362,3 +372,11 @@ def test_bins_of_the_paper_are_ours():
     result = Result(Path(), {"protocol": {"name": "activitynet"}, "breakdowns": {"frames": frames}})
     titles = [name for name in Page(breakdowns(result)).words if name in ("fvd", "flow_lk", "fvd_128f")]
     assert titles == ["fvd", "flow_lk"]
+
+
+def test_files_of_pages_are_packaged():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for name in ("report", "study"):
+        files = [p for p in (ROOT / "vdm" / "evaluation" / name).iterdir() if p.is_file() and p.suffix != ".py"]
+        assert files
+        assert all(any(p.match(kind) for kind in declared[f"vdm.evaluation.{name}"]) for p in files)

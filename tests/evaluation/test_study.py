@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from vdm.errors import DataError
 from vdm.evaluation.study import main
 from vdm.evaluation.study.agreement import bootstrap, krippendorff_alpha
 from vdm.evaluation.study.counting import count, table
-from vdm.evaluation.study.making import matched_by, read_samples
+from vdm.evaluation.study.making import matched_by, mixed, read_samples
 from vdm.evaluation.study.request import titles_of
 from vdm.video import decode, encode_mp4
 
@@ -171,6 +172,16 @@ def test_page_in_a_browser(study, tmp_path):
     found, _ = count(study / "key.json", str(tmp_path / "saved.json"), draws=20, seed=0, out=tmp_path / "out.json")
     assert found["raters"] == {"Zoë 1": 9}
     assert {one["mean"] for q in QUESTIONS for one in found["means"][q].values()} == {75.0}
+
+
+def test_every_system_is_everywhere_equally_often():
+    orders = list(islice(mixed(3, 0), 30))
+    assert all(sorted(order) == [0, 1, 2] for order in orders)
+    assert {(place, system): sum(o[place] == system for o in orders) for place in range(3) for system in range(3)} == {
+        (place, system): 10 for place in range(3) for system in range(3)
+    }
+    assert len({tuple(order) for order in orders}) > 3
+    assert orders == list(islice(mixed(3, 0), 30)) != list(islice(mixed(3, 1), 30))
 
 
 def test_matching(tmp_path):

@@ -30,6 +30,9 @@ class VideoMetric(Metric, ABC):
     def keep_features(self, folder: Path) -> None:  # noqa: B027 - most have none
         """From here on what networks give is kept in files, and taken from there."""
 
+    def check_ready(self) -> None:  # noqa: B027 - most need nothing
+        """Skipped where it is certain before any clip is seen that there will be no number."""
+
     def facts(self) -> dict[str, Any]:
         """After compute: what somebody needs beside the numbers to get them again."""
         return {}

@@ -64,6 +64,9 @@ class OpenClip:
         ids = clip.tokenizer(list(texts)).to(clip.device)
         return clip.network.encode_text(ids, normalize=True).float().cpu()
 
+    def check_ready(self) -> None:
+        checked(self.weights, self.sha256, self.origin, self.licence)
+
     def facts(self) -> dict[str, Any]:
         known = digest(self.weights) if self.weights.is_file() else None
         return {"network": self.model, "weights": self.weights.name, "sha256": known, "scale": "cosine, not times 100"}

@@ -27,6 +27,9 @@ class KeptFeatures:
     def __call__(self, pictures: Tensor) -> Tensor:
         return kept(self.network, self.network, pictures, self.folder)
 
+    def check_ready(self) -> None:
+        self.network.check_ready()
+
     def facts(self) -> dict[str, Any]:
         return self.network.facts()
 
@@ -46,6 +49,9 @@ class KeptClip:
 
     def captions(self, texts: Sequence[str]) -> Tensor:
         return self.clip.captions(texts)
+
+    def check_ready(self) -> None:
+        self.clip.check_ready()
 
     def facts(self) -> dict[str, Any]:
         return self.clip.facts()

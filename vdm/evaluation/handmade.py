@@ -33,6 +33,9 @@ class HandmadeFeatures:
         parts = {**_patches(x), **_surface(x)}
         return torch.cat([parts[name].flatten(1) / unit for name, unit in SCALE.items()], dim=1).cpu()
 
+    def check_ready(self) -> None:
+        """Nothing is needed."""
+
     def facts(self) -> dict[str, Any]:
         return {"network": f"none: features by hand, {VERSION}", "resize": "none"}
 

@@ -66,6 +66,9 @@ class TorchScript:
             parts.append(found.flatten(1).float().cpu())
         return torch.cat(parts)
 
+    def check_ready(self) -> None:
+        checked(self.file, self.sha256, self.origin, self.licence)
+
     def facts(self) -> dict[str, Any]:
         known = digest(self.file) if self.file.is_file() else None
         return {"network": self.file.name, "sha256": known, "arguments": self.arguments, "resize": self.resize}

@@ -25,6 +25,9 @@ class Features(Protocol):
     def __call__(self, pictures: Tensor) -> Tensor:
         """Features b d of 8-bit clips b 3 T H W or frames b 3 H W."""
 
+    def check_ready(self) -> None:
+        """Skipped where it cannot be used."""
+
     def facts(self) -> dict[str, Any]: ...
 
 
@@ -49,6 +52,9 @@ class SetDistance(KeyedMetric):
 
     def keep_features(self, folder: Path) -> None:
         self.network = KeptFeatures(self.network, folder)
+
+    def check_ready(self) -> None:
+        self.network.check_ready()
 
     def begin_reference(self) -> None:
         """The real side is a set of its own, also in a process that sees nothing of it."""

@@ -52,6 +52,9 @@ class VideoMAE:
             parts.append(network(pixel_values=x).logits.float().cpu())
         return torch.cat(parts)
 
+    def check_ready(self) -> None:
+        checked(self.file, self.sha256, self.origin, self.licence)
+
     def facts(self) -> dict[str, Any]:
         known = digest(self.file) if self.file.is_file() else None
         return {"network": self.folder.name, "sha256": known, "resize": "bilinear, antialiased, both sides"}

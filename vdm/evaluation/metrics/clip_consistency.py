@@ -26,6 +26,9 @@ class ClipConsistency(PerClip):
     def keep_features(self, folder: Path) -> None:
         self.clip = KeptClip(self.clip, folder)
 
+    def check_ready(self) -> None:
+        self.clip.check_ready()
+
     def see(self, video: Tensor, batch: VideoBatch) -> None:
         seen = self.clip.pictures(video)  # b T d
         pairs = (seen[:, 1:] * seen[:, :-1]).sum(-1)  # b T-1

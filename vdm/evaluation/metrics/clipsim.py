@@ -28,6 +28,9 @@ class CLIPSIM(PerClip):
     def keep_features(self, folder: Path) -> None:
         self.clip = KeptClip(self.clip, folder)
 
+    def check_ready(self) -> None:
+        self.clip.check_ready()
+
     def see(self, video: Tensor, batch: VideoBatch) -> None:
         chosen = spread(video, self.frames)
         seen = self.clip.pictures(chosen)  # b f d

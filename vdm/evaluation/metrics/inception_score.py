@@ -38,6 +38,9 @@ class InceptionScore(KeyedMetric):
     def keep_features(self, folder: Path) -> None:
         self.network = KeptFeatures(self.network, folder)
 
+    def check_ready(self) -> None:
+        self.network.check_ready()
+
     def see(self, video: Tensor, batch: VideoBatch) -> None:
         found = self.probabilities(video)
         if (found < 0).any() or not torch.allclose(found.sum(-1), torch.ones(()), atol=1e-2):

@@ -220,7 +220,8 @@ def _commands(result: Result, lineage: Sequence[Ancestor]) -> Markup:
             command, guessed = _said("train.py", f"stage={one.info['stage']}", f"data={one.info.get('data')}",
                                      f"run.id={one.run.name}"), True  # fmt: skip
         lines += [command] if command else []
-    command = result.content.get("command")
+    by = read_side(result.folder).get("evaluated_by")
+    command = result.content.get("command") or (by.get("command") if isinstance(by, Mapping) else None)
     if not command:
         command, guessed = _said("evaluate.py", f"protocol={result.protocol}", f"{result.kind}={result.subject}"), True
     lines += [command, _said("-m", "vdm.evaluation.report", f"folder={result.folder}")]

@@ -13,7 +13,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,15 @@ def _plain(prompt: str) -> str:
     return " ".join(prompt.casefold().split())
 
 
+def mixed(count: int, seed: int) -> Iterator[list[int]]:
+    """Orders of so many systems, forever; in every `count` of them each system is once at each place."""
+    generator = random.Random(f"places {seed}")
+    while True:
+        base = generator.sample(range(count), count)
+        turned = [base[i:] + base[:i] for i in range(count)]
+        yield from generator.sample(turned, count)
+
+
 def _write_media(
     matched: Sequence[Sequence[Sample]], systems: Sequence[str], folder: Path, *, most: int | None, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -154,12 +163,12 @@ def _write_media(
     folder.mkdir(parents=True)
     shown: list[dict[str, Any]] = []
     key: list[dict[str, Any]] = []
-    mixed = random.Random(f"places {seed}")
+    orders = mixed(len(systems), seed)
     for row in matched:
         if len(shown) == most:
             break
         name = f"{len(shown) + 1:03d}"
-        order = mixed.sample(range(len(systems)), len(systems))
+        order = next(orders)
         try:
             clips = [encoded_again(row[system].path) for system in order]
         except (OSError, ValueError, DataError, av.FFmpegError) as error:
