@@ -36,7 +36,8 @@ def test_numbers_skipped_and_facts(results, tmp_path, caplog):
     assert str(tmp_path) in result["skipped"]["clipsim"]
     assert not [key for key in numbers if "fvd" in key or "clipsim" in key]
     assert "clipsim" in caplog.text
-    assert "skipped" in caplog.text
+    assert "clipsim will be skipped" in caplog.text, "said before anything is sampled"
+    assert caplog.text.index("will be skipped") < caplog.text.index("6 clips. Published")
     assert result["measured"][FRECHET]["clips"] == result["measured"][FRECHET]["real_clips"] == 6
     assert result["reference"] is None
     assert results(chosen, f"paths.weights={tmp_path}")[1] == result

@@ -268,6 +268,7 @@ def test_videomae_from_a_folder(tmp_path):
 def test_a_reference_of_its_own(networks):
     reference = clips(50, seed=3)
     metric = fvd(networks["clip"], draws=3)
+    metric.begin_reference()
     metric.refer(reference[:30], [f"r{i}" for i in range(30)])
     metric.refer(reference[20:], [f"r{i}" for i in range(20, 50)])
     found = measured(metric, noisy(REAL, 5))

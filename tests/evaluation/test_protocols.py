@@ -299,6 +299,9 @@ def test_compare(zero_shot, outputs, datasets, capsys):
     lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
     assert "subject.guidance: 7.5 | 2.0" in lines or "subject.guidance: 7.5 | 2" in lines
     assert not [line for line in lines if "metrics." in line or "clips." in line], "nothing else differs"
+    renamed = json.loads((outputs / "old/evaluation/ucf101_zero_shot/metrics.json").read_text())
+    (outputs / "renamed.json").write_text(json.dumps(renamed | {"id": renamed["id"].replace("ucf101", "ours")}))
+    assert compare.main(["old", str(outputs / "renamed.json"), *given]) == 0, "a name is for readers"
     assert compare.main(["old", "--outputs", str(outputs)]) == 2
     assert compare.main(["old", "nobody", "--outputs", str(outputs)]) == 2
     with pytest.raises(RunError, match="several protocols"):

@@ -55,6 +55,8 @@ class _Evaluation:
         sources = Sources(self.settings, self.protocol, self.processes)
         subject, measurement, reference = self._ready(sources)
         log.info("evaluating %s by %s", subject.title, self.protocol.name)
+        if self.processes.is_first:
+            measurement.warn()
         self._timed("reference", lambda: self._refer(measurement, reference))
         self._timed("clips", lambda: self._see(measurement, subject))
         measured = self._timed(

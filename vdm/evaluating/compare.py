@@ -80,13 +80,13 @@ def refuse_others(found: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     """RunError that says what differs, where not all are of one protocol."""
     (title, first), lines = found[0], []
     for other, result in found[1:]:
-        if result["id"] == first["id"]:
+        if _mark(result) == _mark(first):
             continue
         lines.append(f"{title} ({first['id']}) and {other} ({result['id']}):")
         unlike = differences(first["decided"], result["decided"])
         lines += [f"  {key}: {_said(a)} | {_said(b)}" for key, (a, b) in unlike.items()]
         if not unlike:
-            lines.append("  the name, or the version of the rules")
+            lines.append("  the version of the rules")
     if lines:
         raise RunError("these are numbers of different protocols and may not be compared", key="id",
                        got="\n" + "\n".join(f"           {line}" for line in lines),
@@ -111,6 +111,11 @@ def table(found: Sequence[tuple[str, Mapping[str, Any]]], *, everything: bool) -
         lines.append("  ".join([row[0].ljust(widths[0]), *numbers]).rstrip())
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines) + "\n"
+
+
+def _mark(result: Mapping[str, Any]) -> str:
+    """Of an id the hash: the name before it is for readers."""
+    return str(result["id"]).rpartition("-")[2]
 
 
 def _apart(titles: Sequence[str]) -> list[str]:

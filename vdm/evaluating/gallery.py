@@ -21,6 +21,7 @@ from vdm.video import save_mp4, save_png, sheet, to_float
 log = logging.getLogger(__name__)
 
 CASES = "cases.jsonl"
+ON_SHEET = 96  # pixels of the shorter side, about
 
 
 def shown(measured: Measured, count: int) -> list[int]:
@@ -53,8 +54,7 @@ class Gallery:
         name = file_name(key)
         paths: dict[str, str | None] = {"video": f"videos/{name}.mp4", "original": None}
         save_mp4(self.folder / paths["video"], to_float(made.cpu()), fps)
-        self._rows += [] if original is None else [original.cpu()]
-        self._rows.append(to_float(made.cpu()))
+        self._rows += [small(clip) for clip in (original, to_float(made.cpu())) if clip is not None]
         if original is not None:
             paths["original"] = f"originals/{name}.mp4"
             save_mp4(self.folder / paths["original"], original.cpu(), fps)
@@ -101,6 +101,12 @@ class Gallery:
                 paths[kind] = f"plans/{name}.{kind}.svg"
                 write_atomically(self.folder / paths[kind], canvas.to_svg())
         return paths
+
+
+def small(clip: Tensor) -> Tensor:
+    """For the sheet: of a large clip every n-th pixel."""
+    step = max(1, min(clip.shape[-2:]) // ON_SHEET)
+    return clip[..., ::step, ::step].cpu()
 
 
 def file_name(key: str) -> str:

@@ -15,7 +15,7 @@ from vdm.errors import ConfigError, DataError
 from vdm.evaluating.processes import Processes
 from vdm.evaluation.base import VideoMetric
 from vdm.evaluation.breakdowns import Frames
-from vdm.evaluation.keyed import PerClip
+from vdm.evaluation.keyed import PerClip, Skipped
 from vdm.types import VideoBatch
 from vdm.video import to_uint8
 
@@ -79,6 +79,14 @@ class Measurement:
                 metric.begin_reference()
         self._cases: list[dict[str, Any]] = []
         self._frames = 0
+
+    def warn(self) -> None:
+        """Says which metrics will have no number, before anything takes long."""
+        for name, metric in self.metrics.items():
+            try:
+                metric.check_ready()
+            except Skipped as reason:
+                log.warning("%s will be skipped: %s", name, reason)
 
     @property
     def reads(self) -> set[str]:

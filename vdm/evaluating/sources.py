@@ -17,15 +17,15 @@ from vdm.errors import ConfigError, DataError
 from vdm.evaluating import subjects
 from vdm.evaluating.processes import Processes
 from vdm.evaluating.stored import StoredClips, data_node
+from vdm.evaluating.videos import FoundVideos, Groups
 from vdm.evaluation.folder import KINDS, Folder, as_table, counted
-from vdm.evaluation.reading import ClipRule, Entry, FoundClip, Refusal
+from vdm.evaluation.reading import ClipRule, Refusal
 from vdm.runs import Run, write_atomically
 from vdm.types import VideoBatch
 from vdm.video import to_uint8
 
 log = logging.getLogger(__name__)
 
-Groups = Iterator[tuple[list[int], VideoBatch]]
 SAID_OF_SAMPLES = ("sampler", "guidance", "guidance_rescale", "guidance_interval", "seed")
 NO_ORIGINALS = "it compares each clip with the one it was made from, and these videos have none"
 NO_TRUTH = "it needs to know what happens in each clip, which nobody says of these videos"
@@ -127,7 +127,7 @@ class Sources:
     def of_videos(self) -> Subject:
         """Of a folder that somebody gave."""
         path = Path(str(self.settings["videos"]))
-        found = _Found(self._folder(path), self.processes)
+        found = FoundVideos(self._folder(path), self.processes)
         folder = self._output() or self._folder_of(path)
         if self.processes.is_first:
             write_atomically(folder / "rejected.csv", as_table(found.refused))
@@ -200,7 +200,7 @@ class Sources:
         )  # fmt: skip
 
     def _reference_folder(self, path: Path) -> Reference:
-        found = _Found(self._folder(path), self.processes)
+        found = FoundVideos(self._folder(path), self.processes)
         wanted = self.protocol.reference_clips or len(found.good)
         if not found.good or len(found.good) < wanted:
             reasons = ", ".join(f"{reason} {count}" for reason, count in counted(found.refused).items())
@@ -284,47 +284,6 @@ class Sources:
         return (
             Path(self.settings["paths"]["output_root"]) / "evaluation" / f"{self.protocol.name}-{videos.name}-{place}"
         )
-
-
-class _Found:
-    """The videos of a folder, each looked at once, by all processes together."""
-
-    def __init__(self, folder: Folder, processes: Processes):
-        self.folder, self.processes = folder, processes
-        mine = processes.share(folder.listing.entries)
-        if processes.is_first:
-            log.info("looking at %d clips in %s", len(folder.listing.entries), folder.path)
-        outcomes = processes.gathered(list(zip(mine, folder.examine(mine), strict=True)))
-        by_key = {entry.key: (entry, outcome) for entry, outcome in outcomes}
-        found = [by_key[entry.key] for entry in folder.listing.entries]
-        self.good = [(entry, clip) for entry, clip in found if isinstance(clip, FoundClip)]
-        names = {entry.key: _name(entry, folder.path) for entry, _ in found}
-        self.refused = folder.listing.refused | {
-            names[entry.key]: outcome for entry, outcome in found if isinstance(outcome, Refusal)
-        }
-
-    def spread(self, count: int) -> list[tuple[Entry, FoundClip]]:
-        """So many of the good ones, evenly over their names."""
-        return [self.good[position * len(self.good) // count] for position in range(count)]
-
-    def groups(
-        self, chosen: Sequence[tuple[Entry, FoundClip]], size: int, captions: Mapping[str, str] | None
-    ) -> Groups:
-        numbers = [list(range(first, min(first + size, len(chosen)))) for first in range(0, len(chosen), size)]
-        mine = self.processes.share(numbers)
-        groups = [[(chosen[n][0], chosen[n][1].content) for n in group] for group in mine]
-        yield from zip(mine, self.folder.batches(groups, self.processes.device, captions=captions), strict=True)
-
-    def one_by_one(
-        self, chosen: Sequence[tuple[Entry, FoundClip]], captions: Mapping[str, str] | None
-    ) -> Iterator[VideoBatch]:
-        groups = [[(entry, clip.content)] for entry, clip in chosen]
-        return self.folder.batches(groups, self.processes.device, captions=captions)
-
-
-def _name(entry: Entry, folder: Path) -> str:
-    path = Path(entry.path).relative_to(folder).as_posix()
-    return path if entry.part is None else f"{path}#{entry.part:05d}"
 
 
 def _facts_of(clips: StoredClips) -> dict[str, Any]:
