@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -143,13 +144,14 @@ class _Evaluation:
 
     def _side(self, subject: Subject, began: float) -> None:
         """What differs from one evaluation to the next and decides no number."""
+        command = _command()
         content = {
             "began": began,
             "seconds": self.seconds | {"all": time.time() - began},
             "processes": self.processes.count,
             "device": str(self.processes.device.type),
             "sampled": getattr(subject.make, "made", 0),
-            "evaluated_by": runs.provenance(),
+            "evaluated_by": runs.provenance() | ({"command": command} if command else {}),
         }
         runs.write_atomically(subject.folder / "evaluated.json", json.dumps(content, indent=2) + "\n")
 
@@ -174,3 +176,11 @@ class _Evaluation:
             return work()
         finally:
             self.seconds[name] = round(time.time() - began, 3)
+
+
+def _command() -> str | None:
+    """As it was typed; None where evaluation was called by other code."""
+    words = [Path(word).name for word in sys.orig_argv]
+    if "evaluate.py" not in words:
+        return None
+    return shlex.join(["python", "evaluate.py", *sys.orig_argv[words.index("evaluate.py") + 1 :]])
