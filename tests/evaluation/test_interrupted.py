@@ -112,20 +112,22 @@ def one_of_several(rank, ranks, port, arguments):
     ask(*arguments)
 
 
-def test_two_processes_write_the_same_bytes(root, shapes_root, given, whole):  # noqa: F811
-    folder = place(root, "two")
+@pytest.mark.parametrize("ranks", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_processes_write_the_same_bytes(root, shapes_root, given, whole, ranks):  # noqa: F811
+    """Also where one of them has nothing to make: there are 4 batches."""
+    folder = place(root, f"processes-{ranks}")
     arguments = (root, shapes_root, *given, f"output={folder}", f"features={folder}/features")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     forked = multiprocessing.get_context("fork")
-    running = [forked.Process(target=one_of_several, args=(rank, 2, port, arguments)) for rank in range(2)]
+    running = [forked.Process(target=one_of_several, args=(rank, ranks, port, arguments)) for rank in range(ranks)]
     for one in running:
         one.start()
     for one in running:
         one.join(200)
         if one.is_alive():
             one.terminate()
-    assert [one.exitcode for one in running] == [0, 0]
+    assert [one.exitcode for one in running] == [0] * ranks
     assert files(folder) == whole
-    assert json.loads((folder / "evaluated.json").read_text())["processes"] == 2
+    assert json.loads((folder / "evaluated.json").read_text())["processes"] == ranks

@@ -68,7 +68,8 @@ class _Evaluation:
             measured.numbers["without_plan"] = sum(self.processes.gathered([graphs.without]))
         if self.processes.is_first:
             try:
-                self._write(subject, self._result(subject, reference, measured), measured, began)
+                result = self._result(subject, measurement, reference, measured)
+                self._write(subject, result, measured, began)
             except OSError as error:
                 remedy = "free space, or set output=<folder>, and give the same command again: it goes on"
                 got = f"{subject.folder}: {error}"
@@ -114,10 +115,13 @@ class _Evaluation:
 
         self.processes.together(look)
 
-    def _result(self, subject: Subject, reference: Reference | None, measured: Measured) -> dict[str, Any]:
+    def _result(
+        self, subject: Subject, measurement: Measurement, reference: Reference | None, measured: Measured
+    ) -> dict[str, Any]:
         metrics = self.settings["metric"] or {}
+        real = "the clips of the captions" if measurement.needs_real else None
         decided = subject.decided | {
-            "reference": "the clips of the captions" if reference is None else reference.decided,
+            "reference": real if reference is None else reference.decided,
             "metrics": {name: settings_of_metric(node) for name, node in metrics.items()},
             "breakdowns": self.settings["protocol"]["breakdowns"],
         }
