@@ -317,6 +317,8 @@ def test_shards_of_a_run_are_found_again():
     node = data_node(None, {"data": data, "paths": {"data_root": "/there/sets/"}}, reader, "here")
     assert node == reader | {"name": "ucf101", "root": "here/ucf101/split1", "clip": {"frames": 4}}
     assert data_node(None, {"data": data}, reader, "here")["root"] == "here/ucf101"
+    apart = data_node(None, {"data": data, "paths": {"data_root": "/there/set"}}, reader, "here")
+    assert apart["root"] == "/there/sets/ucf101/split1", "it was never below the data root"
     assert data_node({"name": "other"}, {"data": data}, reader, "here") == {"name": "other"}
     assert data_node(None, None, reader, "here") is None
     with pytest.raises(ConfigError, match="what it was trained on"):

@@ -210,6 +210,9 @@ def data_node(
     if absent:
         raise ConfigError("the run does not say what it was trained on", key="run", got=f"no data.{absent[0]}",
                           remedy="name the data: data=<data>")  # fmt: skip
-    root, was = str(data.get("root", "")), str((of_run.get("paths") or {}).get("data_root") or "")
-    below = root[len(was) :].strip("/") if was and root.startswith(was.rstrip("/") + "/") else data["name"]
-    return dict(reader) | {"name": data["name"], "clip": data["clip"], "root": f"{data_root}/{below}"}
+    root, was = str(data.get("root", "")), str((of_run.get("paths") or {}).get("data_root") or "").rstrip("/")
+    if was and root.startswith(f"{was}/"):
+        root = f"{data_root}/{root[len(was) + 1 :].strip('/')}"  # the data root may be elsewhere today
+    elif not was or not root:
+        root = f"{data_root}/{data['name']}"
+    return dict(reader) | {"name": data["name"], "clip": data["clip"], "root": root}
