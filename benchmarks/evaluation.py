@@ -173,7 +173,9 @@ def page(root: Path, count: int) -> float:
     from result_folder import write_results
 
     folder = write_results(root, cases=16)
-    rows = [json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines() if not line.startswith("{broken")]
+    rows = [
+        json.loads(line) for line in (folder / "cases.jsonl").read_text().splitlines() if not line.startswith("{broken")
+    ]
     nothing = dict.fromkeys(("video", "original", "plan", "timeline", "graph"))
     rows += [rows[n % 16] | nothing | {"key": f"more-{n}"} for n in range(count - 16)]
     (folder / "cases.jsonl").write_text("\n".join(map(json.dumps, rows)))

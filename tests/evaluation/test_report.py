@@ -101,7 +101,11 @@ def test_captions_are_words_and_nothing_else(source, folder, tmp_path):
     # The same page around harmless captions has the same elements.
     harmless = tmp_path / "harmless"
     shutil.copytree(folder, harmless)
-    lines = [json.loads(line) for line in (harmless / "cases.jsonl").read_text().splitlines() if not line.startswith("{broken")]
+    lines = [
+        json.loads(line)
+        for line in (harmless / "cases.jsonl").read_text().splitlines()
+        if not line.startswith("{broken")
+    ]
     rows = [line | {"caption": "x" * min(len(line["caption"]), 3000)} for line in lines]
     (harmless / "cases.jsonl").write_text("\n".join(map(json.dumps, rows)))
     plain = Page(write_report(harmless, run=folder.parents[1]).read_text(encoding="utf-8"))
