@@ -13,9 +13,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from sampling_runs import SMALL, ask, write_run
 
+from data.precompute import main as precompute
 from vdm import checkpoint, config, lineage, restore, training
 from vdm.backbones.stable_diffusion import temporal_keys
 from vdm.errors import ConfigError, DataError, RunError
+from vdm.evaluating.command import evaluate
+from vdm.export.request import run_can_be_held
 from vdm.launch import CONF
 from vdm.merge import merge
 from vdm.runs import Run
@@ -24,7 +27,8 @@ CLIP = ["data.clip.frames=4", "data.clip.height=16", "data.clip.width=16"]
 GRAPHS = ["condition=[text,scene_graph]", "condition.scene_graph.encoder.width=16", "scene_encoder.width=16",
           "scene_encoder.heads=2", "scene_encoder.depth=1"]  # fmt: skip
 STEPS = ["data=shapes", "trainer=cpu", "trainer.max_steps=4", "trainer.log_every_n_steps=1", "data.num_workers=0",
-         "data.batch_size=4", "data.val_clips=4", "stage.scheduler=null", "stage.noise_levels=2", "stage.optimizer.lr=1e-2", *CLIP,
+         "data.batch_size=4", "data.val_clips=4", "stage.scheduler=null", "stage.noise_levels=2",
+         "stage.optimizer.lr=1e-2", *CLIP,
          "sampler.num_steps=2", "callbacks.samples.every=0", "callbacks.validation.every=2",
          "callbacks.checkpoint.every=2"]  # fmt: skip
 TUNINGS = {
@@ -423,3 +427,41 @@ def test_what_cannot_be_merged(world, tuned, tmp_path):
     assert not (world[0] / "other").exists()
     elsewhere = merged(world, "run=lora", f"to={tmp_path / 'a' / 'whole'}")
     assert elsewhere.folder == tmp_path / "a" / "whole"
+
+
+def test_evaluation_and_export_take_an_adapter(world, tuned):
+    merged(world, "run=lora", "to=merged-3")
+    numbers = []
+    for run in ("lora", "merged-3"):
+        asked = [
+            f"run={run}",
+            "protocol=shapes",
+            "protocol.clips=2",
+            "protocol.sampler.num_steps=1",
+            "protocol.shown=0",
+        ]
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose("evaluate", overrides=[*world[1], *asked, "num_workers=0"])
+        config.check(cfg, set(cfg))
+        numbers.append(evaluate(cfg))
+    assert numbers[0] == numbers[1]
+    assert numbers[0]["clips"] == 2
+    with pytest.raises(ConfigError, match="text-to-video pipeline cannot hold this run: it decodes frame by frame"):
+        run_can_be_held(output_root=str(world[0]), run="lora")  # what is wrong is the model, not the stage
+
+
+def test_from_latents_it_is_the_same_training(world, caplog):
+    """An autoencoder that looks across frames is cached for clips as long as they are stored."""
+    whole = ["data.clip.frames=8", "data.clip.height=32", "data.clip.width=32"]
+    places = [world[1][0], f"run={world[0] / 'text'}", f"output={world[0] / 'caches'}", "num_workers=0", *whole]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        precompute(hydra.compose("precompute", overrides=["data=shapes", "latent_dtype=float32", *places]))
+    (folder,) = (world[0] / "caches").iterdir()
+    given = [*TUNINGS["lora"], *whole, "trainer.max_steps=2"]
+    plain = tune(world, "uncached", *given, "stage.cached=null")
+    with caplog.at_level(logging.INFO):
+        cached = tune(world, "cached", *given, f"stage.cached={folder}")
+    assert "reading latent" in caplog.text
+    one, other = (load_file(run.last_checkpoint() / "weights" / "backbone.safetensors") for run in (plain, cached))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor)
