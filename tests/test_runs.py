@@ -150,3 +150,9 @@ def test_metrics_file_resumes_without_gaps_or_repeats(tmp_path):
     log(range(11, 21), MetricsFile(path=str(path), resumed_step=10))
     assert path.read_text() == whole
     assert len(whole.splitlines()) == 21
+
+
+def test_the_command_as_it_was_given(monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["/env/bin/python", "-u", "/code/train.py", "stage=vdm", "seed=0,1", "a b"])
+    assert runs.typed("train.py") == "python train.py stage=vdm seed=0,1 'a b'"
+    assert runs.typed("evaluate.py") is None

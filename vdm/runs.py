@@ -18,7 +18,9 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +224,14 @@ def provenance() -> dict[str, Any]:
         "packages": versions,
         "platform": platform.platform(),
     }
+
+
+def typed(program: str) -> str | None:
+    """The command of this process as it was given; None where other code called."""
+    words = [Path(word).name for word in sys.orig_argv]
+    if program not in words:
+        return None
+    return shlex.join(["python", program, *sys.orig_argv[words.index(program) + 1 :]])
 
 
 def _git(folder: Path, *arguments: str) -> str:

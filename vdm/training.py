@@ -236,7 +236,8 @@ def _record_start(cfg, settings, run: Run, parents, datamodule, resumed_step: in
     runs.write_atomically(run.folder / "config.yaml", text)
     facts = {"stage": settings["stage"]["name"], "data": settings["data"]["name"], "lineage": parents}
     if resumed_step is None:
-        run.update(**facts, state="running", step=0, data_fingerprint=datamodule.fingerprint, **runs.provenance())
+        facts |= {"command": runs.typed("train.py"), "data_fingerprint": datamodule.fingerprint}
+        run.update(**facts, state="running", step=0, **runs.provenance())
     else:
         run.update(state="running")
     log.info("%s %s in %s", "continuing" if resumed_step is not None else "training", run.name, run.folder)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -148,7 +147,7 @@ class _Evaluation:
 
     def _side(self, subject: Subject, began: float) -> None:
         """What differs from one evaluation to the next and decides no number."""
-        command = _command()
+        command = runs.typed("evaluate.py")
         content = {
             "began": began,
             "seconds": self.seconds | {"all": time.time() - began},
@@ -180,11 +179,3 @@ class _Evaluation:
             return work()
         finally:
             self.seconds[name] = round(time.time() - began, 3)
-
-
-def _command() -> str | None:
-    """As it was typed; None where evaluation was called by other code."""
-    words = [Path(word).name for word in sys.orig_argv]
-    if "evaluate.py" not in words:
-        return None
-    return shlex.join(["python", "evaluate.py", *sys.orig_argv[words.index("evaluate.py") + 1 :]])
