@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zlib
+from types import SimpleNamespace
 
 import hydra
 import pytest
@@ -12,9 +13,9 @@ from sampling_runs import run_settings, write_run
 from strange_files import good, pictures, write
 
 from data.shards import ShardWriter, shard_name, write_index
-from vdm import config
+from vdm import checkpoint, config
 from vdm.errors import ConfigError, DataError, RunError
-from vdm.evaluating import compare
+from vdm.evaluating import compare, subjects
 from vdm.evaluating.command import evaluate
 from vdm.evaluating.gallery import file_name
 from vdm.evaluating.stored import ChosenPlan, data_node
@@ -148,6 +149,49 @@ def test_the_data_of_a_run_is_found_again(outputs, shapes_root, run):
     assert ranked[0] in shown, "the worst"
     assert ranked[-1] in shown, "the best"
     assert all((folder / case[side]).is_file() for case in shown for side in ("video", "original"))
+
+
+def test_a_class_is_heard_beside_its_prompt(tmp_path):
+    """The labels of clips are said to conditions that read them, and another label is another sample."""
+    calls = []
+
+    class Model:
+        heard = ("text",)
+        conditions = SimpleNamespace(
+            fingerprint=dict, members={"text": None, "class_label": SimpleNamespace(reads="class")}
+        )
+
+        def latents(self, captions, keys, *, extras, guidance, **how):
+            calls.append((list(keys), list(extras), guidance.full))
+            return torch.zeros(len(keys), 1)
+
+        def latent_shape(self, *size):
+            return size
+
+        def frames(self, latent):
+            return torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+
+    checkpoint.save(tmp_path / "step-00000001", {"state_dict": {}}, step=1)
+    protocol = SimpleNamespace(guidance=3.0, guidance_rescale=0.0, guidance_interval=(0.0, 1.0), seed=0, sampler=None)
+    labels = subjects.labels_of(Model())
+    assert labels == {"class_label": "class"}
+    make = subjects.Samples(
+        model=Model(), last=tmp_path / "step-00000001", protocol=protocol, graphs=None, labels=labels, folder=tmp_path,
+        settings=dict.fromkeys(subjects.DECIDES_SAMPLES),
+    )  # fmt: skip
+    batch = {
+        "key": ["a", "b"],
+        "caption": ["x", "y"],
+        "fps": torch.tensor([8.0, 25.0]),
+        "video": torch.zeros(2, 3, 2, 4, 4),
+    }
+    assert make(batch | {"extras": {"class": [7, None]}}).shape == (2, 3, 2, 4, 4)
+    assert calls == [
+        (["a"], [{"class": 7}], {"text", "class_label"}),
+        (["b"], [{"class": None}], {"text", "class_label"}),
+    ]
+    make(batch | {"extras": {"class": [7, 1]}})
+    assert [keys for keys, _, _ in calls[2:]] == [["b"]], "each at its own frame rate"
 
 
 def test_videos_against_the_data_of_the_protocol(tmp_path, datasets):

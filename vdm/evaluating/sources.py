@@ -81,7 +81,7 @@ class Sources:
         run, protocol, node = self.run, self.protocol, self.node
         last = run.last_checkpoint()
         folder = self._output() or run.folder / "evaluation" / protocol.name
-        graphs, told = None, {}
+        graphs, told, labels = None, {}, {}
         if protocol.kind == "samples":
             model = subjects.text_to_video(run, self.processes.device)
             plans = str(self.settings["protocol"]["plans"]["folder"])
@@ -96,8 +96,9 @@ class Sources:
                 if protocol.graphs not in ("gold", "auto") and self.settings["output"] is None:
                     folder = folder.with_name(f"{folder.name}-{protocol.graphs}")
             said = {name: self.settings["protocol"][name] for name in SAID_OF_SAMPLES}
+            labels = subjects.labels_of(model)
             make = subjects.Samples(
-                model=model, last=last, protocol=protocol, settings=said, graphs=graphs, folder=folder
+                model=model, last=last, protocol=protocol, settings=said, graphs=graphs, labels=labels, folder=folder
             )  # fmt: skip
             # True graphs tell more than the caption; what was planned from it is the method's own.
             said["told"] = "the true scene graphs" if graphs is not None and graphs.plans is None else None
@@ -217,9 +218,11 @@ class Sources:
     # ---- parts ----------------------------------------------------------------------------------------------------------
 
     def _stored(
-        self, splits: Sequence[str], clips: int | None, order: str, extras: Sequence[str], key: str, repeat: bool
-    ) -> StoredClips:
+        self, splits: Sequence[str], clips: int | None, order: str, extras: Sequence[str], key: str, repeat: bool,
+        extras_if_there: Sequence[str] = (),
+    ) -> StoredClips:  # fmt: skip
         node = dict(self.node) | {"num_workers": self.settings["num_workers"], "seed": self.settings["seed"]}
+        node["extras_if_there"] = list(extras_if_there)
         return StoredClips(
             node,
             splits=splits,

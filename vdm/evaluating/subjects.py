@@ -38,25 +38,29 @@ class Samples:
     """Samples for the captions of batches, b 3 T H W in uint8. Each is kept in a file, so that a stopped evaluation goes on.
 
     A batch of which something is missing is made as a whole again: the last digits of a sample may depend on its batch.
+
+    Args:
+        labels: other conditions that are heard, with the names in `extras` of what they read.
     """
 
     def __init__(
         self, *, model: TextToVideo, last: Path, protocol: Any, settings: Mapping[str, Any], graphs: GraphsOfClips | None,
-        folder: Path,
+        labels: Mapping[str, str], folder: Path,
     ):  # fmt: skip
         self.model, self.protocol, self.graphs, self.folder, self.made = model, protocol, graphs, folder, 0
+        self.labels = dict(labels)
         self.decided = [
             {name: settings[name] for name in DECIDES_SAMPLES}, weights_of(last), model.conditions.fingerprint()
         ]  # fmt: skip
         self.guidance = classifier_free(
-            (*model.heard, *([] if graphs is None else [GRAPHS])),
+            (*model.heard, *([] if graphs is None else [GRAPHS]), *labels),
             protocol.guidance,
             rescale=protocol.guidance_rescale,
             interval=protocol.guidance_interval,
         )
 
     def __call__(self, batch: VideoBatch) -> Tensor:
-        said = [{}] * len(batch["key"]) if self.graphs is None else self.graphs.of(batch)
+        said = self._said(batch)
         size, rates = tuple(batch["video"].shape[2:]), batch["fps"].tolist()
         places = [self._place(*one, size) for one in zip(batch["key"], batch["caption"], said, rates, strict=True)]
         clips = [_kept(path) for path in places]
@@ -65,6 +69,12 @@ class Samples:
                 self._make([i for i, other in enumerate(rates) if other == rate], batch, said, size, places, clips)
             log.info("%d clips sampled", self.made)
         return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
+
+    def _said(self, batch: VideoBatch) -> list[dict[str, Any]]:
+        """Of each clip what is said besides its caption."""
+        said = [{} for _ in batch["key"]] if self.graphs is None else self.graphs.of(batch)
+        read = {name: batch["extras"][name] for name in self.labels.values()}
+        return [one | {name: values[i] for name, values in read.items()} for i, one in enumerate(said)]
 
     def _make(
         self, chosen: Sequence[int], batch: VideoBatch, said: Sequence[Mapping], size: Sequence[int],
@@ -144,6 +154,12 @@ def graphs_of(
     lineage.plans_are_there(folder=folder, data=data, split=protocol.split, key=key)
     log.info("scene graphs are those of %s", folder)
     return GraphsOfClips(condition=condition, source="planned", plans=protocol.plans(folder=folder)), folder
+
+
+def labels_of(model: TextToVideo) -> dict[str, str]:
+    """Conditions besides text and graphs, such as the class of a clip, with what they read of it."""
+    others = {name: m for name, m in model.conditions.members.items() if name not in (*model.heard, GRAPHS)}
+    return {name: member.reads for name, member in others.items() if isinstance(getattr(member, "reads", None), str)}
 
 
 def text_to_video(run: Run, device: torch.device) -> TextToVideo:
