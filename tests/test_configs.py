@@ -12,7 +12,11 @@ from vdm import config
 from vdm.launch import CONF
 
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "experiment", "debug"))
-OF_THE_MACHINE = ("vdm.checks.devices_exist", "vdm.conditions.presence.encoders_are_there", "vdm.lineage.plans_are_there")
+OF_THE_MACHINE = (
+    "vdm.checks.devices_exist",
+    "vdm.conditions.presence.encoders_are_there",
+    "vdm.lineage.plans_are_there",
+)
 ROOTS = {path.stem: path for path in CONF.glob("*.yaml")}
 
 
