@@ -15,7 +15,7 @@ import numpy as np
 from data.shards import member_table, open_shard, read_index, read_member
 from vdm.errors import DataError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 CODECS = {"avi": "mpeg4", "mp4": "libx264", "matroska": "libx264", "webm": "libvpx"}
 SETTINGS = ["data.store.height=24", "data.store.width=24", "data.store.samples_per_shard=4", "num_workers=0"]
 
