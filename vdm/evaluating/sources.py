@@ -106,8 +106,9 @@ class Sources:
             make, said = subjects.Reconstructions(subjects.autoencoder(run, self.processes.device)), {}
         extras = sorted(reads | set(graphs.reads if graphs else ()))
         clips = self._stored(
-            [protocol.split], protocol.clips, protocol.order, extras, "protocol.clips", protocol.repeat
-        )
+            [protocol.split], protocol.clips, protocol.order, extras, "protocol.clips", protocol.repeat,
+            extras_if_there=sorted(set(labels.values())),
+        )  # fmt: skip
         facts, self._repeats = _facts_of(clips), any(place.copy for place in clips.places)
         self._warn_of_size(clips)
         return Subject(
