@@ -215,3 +215,24 @@ def check_again(world, command, folder):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("samples/*/*.npz")} == written
     assert json.loads((folder / "evaluated.json").read_text())["sampled"] == 0
     assert (folder / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_classes_are_heard_and_the_two_runs_compared(world):
+    """A run that hears the number of a class beside its prompt, beside one that does not, by one protocol."""
+    line = "python train.py stage=finetune stage/tuning=lora data=ucf101 'condition=[class_label]'"
+    assert line in (ROOT / "docs" / "finetuning.md").read_text()
+    prepare, _, _, evaluate = documented()["ucf101"]
+    official_layouts.ucf101(world.data / "ucf101")
+    world.typed(prepare, *SIZES["ucf101"], "num_workers=0")
+    ids, outputs = set(), []
+    given = ["metric=[fvd,flicker]", *STAND_IN, *MEASURING, "protocol.clips=6", *SIZES["ucf101"]]
+    for name, command in {"heard": line, "plain": line.replace(" 'condition=[class_label]'", "")}.items():
+        world.typed(command, *TUNING, *SIZES["ucf101"], f"run.id={name}", "trainer.max_steps=2")
+        outputs.append(world.outputs / name)
+        world.typed(evaluate.replace("run=finetune-ucf101", f"run={name}"), *given)
+        ids.add(json.loads((outputs[-1] / "evaluation" / "ucf101" / "metrics.json").read_text())["id"])
+    assert len(ids) == 1
+    code, said = typed("python evaluate.py compare", *outputs, said=world.root / "compared.txt")
+    assert code == 0, said
+    assert "stand_in6_4f" in said
