@@ -129,7 +129,7 @@ class SetDistance(KeyedMetric):
         )
 
 
-def window(video: Tensor, frames: int | None, stride: int, key: str) -> Tensor:
+def window(video: Tensor, frames: int | None, stride: int) -> Tensor:
     """The first `frames` frames, every `stride`-th; all of them where `frames` is None. Nothing is repeated or padded."""
     if frames is None:
         return video[:, :, ::stride]
@@ -137,7 +137,7 @@ def window(video: Tensor, frames: int | None, stride: int, key: str) -> Tensor:
     if video.shape[2] < needed:
         raise Skipped(
             f"clips have {video.shape[2]} frames, and {needed} are needed for {frames} of them with stride {stride}; "
-            f"{key}.frames or {key}.stride can be less, and the number then has another name"
+            "the metric's `frames` or `stride` can be less, and the number then has another name"
         )
     return video[:, :, :needed:stride]
 

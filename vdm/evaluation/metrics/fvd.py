@@ -38,7 +38,7 @@ class FVD(SetDistance):
         self._length = 0
 
     def chosen(self, video: Tensor) -> Tensor:
-        return window(video, self.frames, self.stride, f"metric.{self.label}")
+        return window(video, self.frames, self.stride)
 
     def features(self, chosen: Tensor) -> Tensor:
         return self.network(chosen)

@@ -71,7 +71,7 @@ class VideoInceptionScore(InceptionScore):
         self._end = f"_{span(frames, stride)}"
 
     def probabilities(self, video: Tensor) -> Tensor:
-        return self.network(window(video, self.frames, self.stride, f"metric.{self.label}"))
+        return self.network(window(video, self.frames, self.stride))
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"frames": self.frames, "stride": self.stride, "window": "the first"}
