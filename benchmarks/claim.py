@@ -56,7 +56,7 @@ def train(model: str, seed: int, steps: int, paths: list[str], changes: list[str
 def plan(selector: str, clips: int, outputs: Path, paths: list[str]) -> Path:
     folder = outputs / f"claim-plans-{selector}-{clips}"
     command(
-        ["-m", "dysen.plan"], f"data={DATA}", "split=test", "captions=first", f"limit={clips}", "planner=plain", "llm=tiny",
+        ["-m", "dysen.plan"], f"data={DATA}", "split=test", "captions=all", f"limit={clips}", "planner=plain", "llm=tiny",
         f"selector={selector}", f"selector.shots={SHOTS}", f"output={folder}", "max_fallbacks=1.0", *paths,
     )  # fmt: skip
     return folder
@@ -71,7 +71,10 @@ def measure(run: str, graphs: str, name: str, plans: Path | None, clips: int, ou
         f"protocol.clips={clips}", f"protocol.guidance={GUIDANCE}",
         *([] if plans is None else [f"protocol.plans.folder={plans}"]), *paths,
     )  # fmt: skip
-    return json.loads(place.read_text())["metrics"]
+    numbers = json.loads(place.read_text())["metrics"]
+    if numbers.get("without_plan"):
+        raise SystemExit(f"{place}: {numbers['without_plan']} of {clips} captions have no plan, so these numbers are of none")
+    return numbers
 
 
 def interval(values: list[float]) -> str:

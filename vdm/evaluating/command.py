@@ -64,7 +64,9 @@ class _Evaluation:
         )
         graphs = getattr(subject.make, "graphs", None)
         if graphs is not None and graphs.plans is not None:
-            measured.numbers["without_plan"] = sum(self.processes.gathered([graphs.without]))
+            without = measured.numbers["without_plan"] = sum(self.processes.gathered([graphs.without]))
+            if without:
+                log.warning("%d clips heard no graphs: their caption has no plan (python -m dysen.plan captions=all)", without)
         if self.processes.is_first:
             try:
                 result = self._result(subject, measurement, reference, measured)
