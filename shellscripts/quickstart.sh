@@ -31,8 +31,8 @@ echo "== 3. stage=vdm: captions to latents, which are encoded once"
 echo "== 4. What it shows for captions of clips it has never seen"
 "$PYTHON" evaluate.py protocol=shapes run=quickstart-vdm "${PATHS[@]}"
 "$PYTHON" sample.py run=quickstart-vdm prompt="A large red square vanishes." num=4 guidance=2.5 "${PATHS[@]}"
-echo "Look at $OUTPUTS/quickstart-vdm/evaluation/shapes/sheet.png (the clip of each caption, and below it the sample) and"
-echo "$OUTPUTS/quickstart-autoencoder/evaluation/reconstruction/sheet.png."
+echo "Open $OUTPUTS/quickstart-vdm/evaluation/shapes/report.html. Sheet.png beside it has the clip of each caption, and below it"
+echo "the sample; $OUTPUTS/quickstart-autoencoder/evaluation/reconstruction/sheet.png has clips and their reconstructions."
 [ -z "$SHORT" ] || exit 0
 
 echo "== 5. Dysen: a small language model that plans, and a policy that chooses what it is shown"
@@ -46,8 +46,9 @@ echo "== 6. A video model that hears scene graphs, on stories told in words that
   init.backbone=quickstart-vdm init.conditions=quickstart-vdm "${PATHS[@]}"
 
 echo "== 7. It goes on training on planned graphs, and plans what it is asked for"
-"$PYTHON" -m dysen.plan data=shapes_new_verbs split=train captions=first llm=tiny selector=policy planner=plain "${PATHS[@]}"
-"$PYTHON" train.py experiment=quickstart_dysen init.vdm=quickstart-graphs "${PATHS[@]}"
+"$PYTHON" -m dysen.plan data=shapes_new_verbs split=train captions=all limit=1000 "output=$OUTPUTS/quickstart-plans" \
+  llm=tiny selector=policy planner=plain "${PATHS[@]}"
+"$PYTHON" train.py experiment=quickstart_dysen init.vdm=quickstart-graphs "stage.planned.folder=$OUTPUTS/quickstart-plans" "${PATHS[@]}"
 "$PYTHON" sample.py run=quickstart-dysen plan=true llm=tiny selector=policy planner=plain guidance=1.5 num=2 \
   prompt="A large red square wilkets, but first it krompets." "${PATHS[@]}"
 
