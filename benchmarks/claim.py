@@ -73,7 +73,9 @@ def measure(run: str, graphs: str, name: str, plans: Path | None, clips: int, ou
     )  # fmt: skip
     numbers = json.loads(place.read_text())["metrics"]
     if numbers.get("without_plan"):
-        raise SystemExit(f"{place}: {numbers['without_plan']} of {clips} captions have no plan, so these numbers are of none")
+        raise SystemExit(
+            f"{place}: {numbers['without_plan']} of {clips} captions have no plan, so these numbers are of none"
+        )
     return numbers
 
 

@@ -66,7 +66,9 @@ class _Evaluation:
         if graphs is not None and graphs.plans is not None:
             without = measured.numbers["without_plan"] = sum(self.processes.gathered([graphs.without]))
             if without:
-                log.warning("%d clips heard no graphs: their caption has no plan (python -m dysen.plan captions=all)", without)
+                log.warning(
+                    "%d clips heard no graphs: their caption has no plan (python -m dysen.plan captions=all)", without
+                )
         if self.processes.is_first:
             try:
                 result = self._result(subject, measurement, reference, measured)
