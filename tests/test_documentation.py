@@ -16,7 +16,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SCRIPTS = sorted((ROOT / "shellscripts").glob("*.sh"))
 PRIMARY = {
     "train.py": "train", "evaluate.py": "evaluate", "sample.py": "sample", "data.prepare": "prepare",
-    "data.precompute": "precompute", "vdm.export": "export", "vdm.merge": "merge", "dysen.plan": "plan", "dysen.parsing": "parsing",
+    "data.precompute": "precompute", "vdm.export": "export", "vdm.merge": "merge", "dysen.plan": "plan",
+    "dysen.parsing": "parsing",
     "vdm.evaluation.report": "report",
 }  # fmt: skip
 
