@@ -31,7 +31,7 @@ echo "== 3. stage=vdm: captions to latents, which are encoded once"
 echo "== 4. What it shows for captions of clips it has never seen"
 "$PYTHON" evaluate.py protocol=shapes run=quickstart-vdm "${PATHS[@]}"
 "$PYTHON" sample.py run=quickstart-vdm prompt="A large red square vanishes." num=4 guidance=2.5 "${PATHS[@]}"
-echo "Open $OUTPUTS/quickstart-vdm/evaluation/shapes/report.html. Sheet.png beside it has the clip of each caption, and below it"
+echo "Open $OUTPUTS/quickstart-vdm/evaluation/shapes/report.html. Beside it, sheet.png has the clip of each caption, and below it"
 echo "the sample; $OUTPUTS/quickstart-autoencoder/evaluation/reconstruction/sheet.png has clips and their reconstructions."
 [ -z "$SHORT" ] || exit 0
 
