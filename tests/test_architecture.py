@@ -11,7 +11,7 @@ PACKAGES = ("vdm", "data", "dysen")
 FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
 
-FOUNDATION = {"types", "video", "errors", "bounds"}
+FOUNDATION = {"types", "video", "errors", "bounds", "phases"}
 # Each part of vdm may import these parts of vdm (and itself).
 PARTS = ("autoencoder", "backbones", "conditions", "diffusion", "samplers", "layers")
 MAY_IMPORT = {
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "video": {"errors"},
     "errors": set(),
     "bounds": set(),
+    "phases": set(),
     "compat": set(),
     "signature": set(),
     "checks": {"errors"},

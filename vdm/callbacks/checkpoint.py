@@ -149,7 +149,7 @@ class Checkpoint(pl.Callback):
         if self.stopped_early is not None:
             self._end_with_best(trainer)
         elif stage.step >= trainer.max_steps and stage.step > 0:
-            with stage.averaged_weights():
+            with stage.phases("finish"), stage.averaged_weights():
                 stage.finish(stage.batches(trainer.datamodule.sample_dataloader(), self.finish_batches))
             self._is_best(stage)
             self._save(trainer, stage)
@@ -183,7 +183,8 @@ class Checkpoint(pl.Callback):
         for logger in trainer.loggers:
             logger.save()  # what a checkpoint has seen must not be lost with the process
         folder = self.run.folder / "checkpoints" / f"step-{stage.step:08d}"
-        trainer.save_checkpoint(folder)
+        with stage.phases("checkpoint"):
+            trainer.save_checkpoint(folder)
         if trainer.is_global_zero:
             self.run.update(step=stage.step, best=self.best)
             keep = {f"step-{self.best['step']:08d}"} if self.best else set()

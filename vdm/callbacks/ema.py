@@ -33,7 +33,8 @@ class MovingAverage(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
         if stage.step > self._last_step:
             self._last_step = stage.step
-            self.ema.update()
+            with stage.phases("ema"):
+                self.ema.update()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, stage: Stage, checkpoint: dict[str, Any]) -> None:
         checkpoint["ema"] = self.ema.state()

@@ -27,11 +27,13 @@ class Samples(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.every and stage.step % self.every == 0 and self._done < stage.step < trainer.max_steps:
-            self.write(trainer, stage)
+            with stage.phases("samples"):
+                self.write(trainer, stage)
 
     def on_train_end(self, trainer: pl.Trainer, stage: Stage) -> None:
         if self.every and self._done < stage.step:
-            self.write(trainer, stage)
+            with stage.phases("samples"):
+                self.write(trainer, stage)
 
     @torch.no_grad()
     def write(self, trainer: pl.Trainer, stage: Stage) -> None:
@@ -58,4 +60,5 @@ class Samples(pl.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_video"):  # wandb
                 paths = [str(folder / f"{key}.mp4") for key in self._batch["key"]]
-                logger.log_video("samples", paths, step=stage.step, format=["mp4"] * len(paths))
+                captions = [str(caption) for caption in self._batch["caption"]]
+                logger.log_video("samples", paths, step=stage.step, caption=captions, format=["mp4"] * len(paths))

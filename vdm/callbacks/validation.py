@@ -22,9 +22,10 @@ class Validation(pl.Callback):
         due = self.every and (stage.step % self.every == 0 or stage.step >= trainer.max_steps)
         if due and stage.step > self._done:
             self._done = stage.step
-            if self._loader is None:
-                self._loader = trainer.datamodule.val_dataloader()
-            stage.validate(stage.batches(self._loader))
+            with stage.phases("validation"):
+                if self._loader is None:
+                    self._loader = trainer.datamodule.val_dataloader()
+                stage.validate(stage.batches(self._loader))
 
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._done = stage.step

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from vdm.bounds import PositiveFloat, PositiveInt
 from vdm.errors import ConfigError, RunError
+from vdm.phases import Phases
 from vdm.types import VideoBatch
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Stage(pl.LightningModule, ABC):
         self.skipped_in_row = 0
         self.skipped = 0
         self.validated_step = -1
+        self.phases = Phases()
         self.metrics: dict[str, float] = {}  # the newest value of everything logged: for callbacks and sweepers
         self.averaged_weights: Callable[[], AbstractContextManager] = nullcontext  # the moving average replaces it
         self.origins: dict[str, Origin] = {}  # of the networks that began with weights of a run
@@ -115,22 +117,25 @@ class Stage(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:
         self._seed_batch()
-        losses = self.losses(batch)
-        self.manual_backward(losses["loss"] / self.accumulate)
+        with self.phases("forward"):
+            losses = self.losses(batch)
+        with self.phases("backward"):
+            self.manual_backward(losses["loss"] / self.accumulate)
         self.batches_seen += 1
         self.samples_seen += len(batch["key"]) * self.trainer.world_size
         if self.batches_seen % self.accumulate:
             return
         optimizer = self.optimizers()
-        norm = self._gradient_norm(optimizer.optimizer)
-        if torch.isfinite(norm):  # gradients are shared between ranks, so all ranks decide alike
-            optimizer.step()
-            if self.make_scheduler is not None:
-                self.lr_schedulers().step()
-            self.skipped_in_row = 0
-        else:
-            self._skip(batch, losses, norm)
-        optimizer.zero_grad(set_to_none=True)
+        with self.phases("optimizer"):
+            norm = self._gradient_norm(optimizer.optimizer)
+            if torch.isfinite(norm):  # gradients are shared between ranks, so all ranks decide alike
+                optimizer.step()
+                if self.make_scheduler is not None:
+                    self.lr_schedulers().step()
+                self.skipped_in_row = 0
+            else:
+                self._skip(batch, losses, norm)
+            optimizer.zero_grad(set_to_none=True)
         if self.step % self.trainer.log_every_n_steps == 0:
             values = {f"train/{name}": value.detach() for name, value in losses.items()}
             values |= {"train/grad_norm": norm, "train/lr": optimizer.optimizer.param_groups[0]["lr"]}
@@ -200,6 +205,7 @@ class Stage(pl.LightningModule, ABC):
         for number, batch in enumerate(loader):
             if limit is not None and number >= limit:
                 break
+            self.phases.alive()
             yield self.trainer.datamodule.on_after_batch_transfer(
                 self.transfer_batch_to_device(batch, self.device, 0), 0
             )
@@ -207,14 +213,15 @@ class Stage(pl.LightningModule, ABC):
     @final
     def report(self, values: dict[str, Any], *, reduce: bool = True) -> None:
         """Send numbers to every logger under the step they belong to, averaged over the ranks."""
-        plain = {}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                value = (self.trainer.strategy.reduce(value, reduce_op="mean") if reduce else value).item()
-            plain[name] = float(value)
-        self.metrics.update(plain)
-        for logger in self.loggers:
-            logger.log_metrics(plain, step=self.step)
+        with self.phases("logging"):
+            plain = {}
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    value = (self.trainer.strategy.reduce(value, reduce_op="mean") if reduce else value).item()
+                plain[name] = float(value)
+            self.metrics.update(plain)
+            for logger in self.loggers:
+                logger.log_metrics(plain, step=self.step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["stage"] = {"batches": self.batches_seen, "samples": self.samples_seen, "skipped": self.skipped}

@@ -106,10 +106,12 @@ class DiffusionStage(Stage):
         return {"autoencoder": self.autoencoder.fingerprint(), "conditions": self.conditions.fingerprint()}
 
     def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
-        latent = self.latent_of(batch)
+        with self.phases("autoencoder"):
+            latent = self.latent_of(batch)
         shape = LatentShape(*latent.shape[1:])
         draw = self.objective.draw(batch["key"], self.seed, self.step, shape, latent.device)
-        controls = self.conditions(batch, shape, seed=self.seed, step=self.step)
+        with self.phases("encoding"):
+            controls = self.conditions(batch, shape, seed=self.seed, step=self.step)
         losses = self.objective(self.backbone, latent, controls, noise=draw.noise, timestep=draw.timestep)  # b
         self._note_levels(losses.detach(), self.objective.noise_level(draw.quantile, self.noise_levels))
         levels = {f"loss_level_{i}": latent.new_tensor(value) for i, value in enumerate(self.level_losses)}
