@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "evaluation": FOUNDATION | {"layers", "checkpoint", "runs"},
     "stages": FOUNDATION
     | {"autoencoder", "backbones", "conditions", "diffusion", "samplers", "layers", "checkpoint", "adapters"},
-    "callbacks": FOUNDATION | {"checkpoint", "ema", "runs", "stages"},
+    "callbacks": FOUNDATION | {"checkpoint", "ema", "runs", "stages", "watching"},
+    "watching": set(),
     "types": set(),
     "video": {"errors"},
     "errors": set(),
