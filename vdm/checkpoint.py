@@ -74,6 +74,17 @@ def load(folder: Path) -> dict[str, Any]:
     return checkpoint | ({"adapter": _adapter(folder)} if adapters.FILE in manifest["files"] else {})
 
 
+def damage(folder: Path) -> str | None:
+    """Why a checkpoint is not what was written; None where it is, byte for byte."""
+    try:
+        for name, fact in read_manifest(folder)["files"].items():
+            if not (folder / name).is_file() or _fact(folder / name) != fact:
+                return f"{name} is missing or differs from the manifest"
+    except (RunError, OSError, KeyError, TypeError, AttributeError) as error:
+        return str(getattr(error, "got", None) or error)
+    return None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

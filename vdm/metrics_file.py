@@ -53,6 +53,12 @@ class MetricsFile(Logger):
         self._written |= self._unwritten
         self._unwritten = set()
 
+    def on_rollback(self, step: int) -> None:
+        """What comes after this step is measured again."""
+        self.rows = {at: row for at, row in self.rows.items() if at <= step}
+        self._unwritten = {at for at in self._unwritten if at <= step}
+        self._rewrite()
+
     def finalize(self, status: str) -> None:
         self.save()
 

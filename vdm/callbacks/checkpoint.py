@@ -113,6 +113,9 @@ class Checkpoint(pl.Callback):
         if stop or self.stopped_early is not None:
             trainer.should_stop = True
 
+    def on_rollback(self, step: int) -> None:
+        self._saved_step, self._judged_step = step, -1
+
     @property
     def stopped_early(self) -> dict[str, Any] | None:
         """The settings that ended the run."""

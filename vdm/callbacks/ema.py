@@ -30,6 +30,9 @@ class MovingAverage(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._last_step = stage.step  # of a run that goes on, Lightning knows it only from here
 
+    def on_rollback(self, step: int) -> None:
+        self._last_step = step
+
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
         if stage.step > self._last_step:
             self._last_step = stage.step

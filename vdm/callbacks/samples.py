@@ -25,6 +25,9 @@ class Samples(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._done = stage.step
 
+    def on_rollback(self, step: int) -> None:
+        self._done = step
+
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.every and stage.step % self.every == 0 and self._done < stage.step < trainer.max_steps:
             with stage.phases("samples"):

@@ -29,3 +29,6 @@ class Validation(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._done = stage.step
+
+    def on_rollback(self, step: int) -> None:
+        self._done = step

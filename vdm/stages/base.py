@@ -28,6 +28,8 @@ from vdm.types import VideoBatch
 
 log = logging.getLogger(__name__)
 
+_NAMED = 64  # samples of failed steps that a message names
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -35,6 +37,10 @@ class Origin:
 
     folder: Path  # the checkpoint of a run
     new: tuple[str, ...]  # beginnings of the names of tensors that it does not have
+
+
+def _nobody(error: RunError) -> bool:
+    return False
 
 
 class Stage(pl.LightningModule, ABC):
@@ -60,6 +66,8 @@ class Stage(pl.LightningModule, ABC):
         self.samples_seen = 0
         self.skipped_in_row = 0
         self.skipped = 0
+        self.skipped_keys: list[str] = []  # of these steps in a row
+        self.rescue: Callable[[RunError], bool] = _nobody  # whoever can go back to an earlier state replaces it
         self.validated_step = -1
         self.phases = Phases()
         self.metrics: dict[str, float] = {}  # the newest value of everything logged: for callbacks and sweepers
@@ -133,6 +141,7 @@ class Stage(pl.LightningModule, ABC):
                 if self.make_scheduler is not None:
                     self.lr_schedulers().step()
                 self.skipped_in_row = 0
+                self.skipped_keys.clear()
             else:
                 self._skip(batch, losses, norm)
             optimizer.zero_grad(set_to_none=True)
@@ -156,14 +165,17 @@ class Stage(pl.LightningModule, ABC):
         self.skipped_in_row += 1
         shown = ", ".join(f"{name}={value.item():.4g}" for name, value in losses.items())
         keys = ", ".join(batch["key"])
+        self.skipped_keys = (self.skipped_keys + batch["key"])[-_NAMED:]
         log.warning("step %d skipped: gradient norm %s, %s; samples: %s", self.step, norm.item(), shown, keys)
         if self.skipped_in_row >= self.max_skipped:
-            raise RunError(
+            error = RunError(
                 f"{self.skipped_in_row} steps in a row had a loss or gradient that is not finite",
                 key="stage.max_skipped",
-                got=f"{shown}; last samples: {keys}",
+                got=f"{shown}; last samples: {', '.join(self.skipped_keys)}",
                 remedy="lower stage.optimizer.lr or set stage.grad_clip; the last checkpoint is untouched",
             )
+            if not self.rescue(error):
+                raise error
 
     def _seed_batch(self) -> None:
         # Large odd multipliers keep the streams of neighbouring batches and ranks apart.
@@ -224,9 +236,12 @@ class Stage(pl.LightningModule, ABC):
                 logger.log_metrics(plain, step=self.step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["stage"] = {"batches": self.batches_seen, "samples": self.samples_seen, "skipped": self.skipped}
+        checkpoint["stage"] = {
+            "batches": self.batches_seen, "samples": self.samples_seen, "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
+        }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counts = checkpoint["stage"]
         self.batches_seen, self.samples_seen = counts["batches"], counts["samples"]
-        self.skipped = counts["skipped"]
+        self.skipped, self.skipped_in_row = counts["skipped"], counts.get("skipped_in_row", 0)
