@@ -29,7 +29,9 @@ from typing import Any
 
 from vdm.errors import ConfigError, RunError, suggest
 
-NOT_IDENTITY = ("paths", "logger", "callbacks", "hydra", "resume", "run", "debug", "checks", "experiment", "sampler")
+NOT_IDENTITY = (
+    "paths", "logger", "callbacks", "hydra", "resume", "run", "debug", "checks", "experiment", "sampler", "preflight",
+)  # fmt: skip
 NOT_IDENTITY_OF_TRAINER = (
     "max_steps",
     "accelerator",
@@ -145,7 +147,7 @@ def lock(run: Run):
             "the run folder cannot be made", key="paths.output_root", got=f"{run.folder}: {error}", remedy=remedy
         ) from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(file)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another process"
@@ -159,6 +161,30 @@ def lock(run: Run):
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
     return file
+
+
+def _take(file: Any) -> None:
+    """Tries for a second: `is_held` takes it for a moment."""
+    for _ in range(10):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(run: Run) -> bool | None:
+    """Whether a process trains it, on any machine that shares the file system; None where nobody can tell."""
+    try:
+        with (run.folder / ".lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def all_runs(output_root: str | Path) -> list[Run]:
@@ -213,7 +239,7 @@ def find(output_root: str | Path, wanted: str, *, key: str, stage: str | Sequenc
 
 def provenance() -> dict[str, Any]:
     """Where the numbers come from: commit, versions, machine kind. Nothing of the environment's variables."""
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[2]
     names = ("torch", "pytorch-lightning", "hydra-core", "numpy", "av", "einops", "safetensors")
     versions = {name: importlib.metadata.version(name) for name in names}
     return {
