@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "types": set(),
     "video": {"errors"},
     "errors": set(),
+    "faults": {"errors"},
     "bounds": set(),
     "phases": set(),
     "compat": set(),

@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from vdm import checkpoint, config, lineage, restore, runs
 from vdm.callbacks.checkpoint import FolderCheckpointIO
 from vdm.errors import ConfigError, RunError
+from vdm.faults import told_plainly
 from vdm.metrics_file import MetricsFile
 from vdm.runs import Run
 from vdm.stages.base import Origin, Stage
@@ -41,16 +42,18 @@ def train(cfg: DictConfig) -> float | None:
     try:
         if leader:
             checkpoint.recover(run.folder / "checkpoints")
-        start = _starting_point(run, settings)
-        if start is not None and _is_finished(run, settings):
+        start = _starting_point(run, settings, leader)
+        is_behind = start is not None and settings["resume"] == "auto" and run.damaged_behind(start)
+        if start is not None and not is_behind and _is_finished(run, settings):
             return _already_done(run, settings)
-        return _fit(cfg, settings, run, start, leader)
+        with told_plainly():
+            return _fit(cfg, settings, run, start, leader)
     finally:
         if held is not None:
             held.close()
 
 
-def _starting_point(run: Run, settings: dict[str, Any]) -> Path | None:
+def _starting_point(run: Run, settings: dict[str, Any], leader: bool) -> Path | None:
     """The checkpoint to continue from."""
     resume = settings["resume"]
     if resume == "never":
@@ -63,10 +66,30 @@ def _starting_point(run: Run, settings: dict[str, Any]) -> Path | None:
             shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return None
     if resume == "auto":
-        return run.last_checkpoint()
+        return _newest_whole(run, leader)
     if (Path(resume) / "manifest.json").exists():
         return Path(resume)
     return runs.find(settings["paths"]["output_root"], resume, key="resume").last_checkpoint()
+
+
+def _newest_whole(run: Run, leader: bool) -> Path | None:
+    """All ranks read the same files and find the same; the leader takes the damaged ones out of everybody's way."""
+    damaged = []
+    for folder in reversed(run.checkpoints()):
+        reason = checkpoint.damage(folder)
+        if reason is None:
+            break
+        damaged.append((folder, reason))
+    else:
+        if damaged:
+            remedy = f"bring back a copy, or delete {run.folder / 'checkpoints'} to begin this run again"
+            raise RunError("no checkpoint of this run is whole", key="resume", remedy=remedy,
+                           got="; ".join(f"{folder.name}: {reason}" for folder, reason in damaged))  # fmt: skip
+        return None
+    for path, reason in damaged if leader else ():
+        log.warning("%s is damaged (%s): it is set aside, and the run goes on from %s", path.name, reason, folder.name)
+        run.set_aside(path)
+    return folder
 
 
 def _is_finished(run: Run, settings: dict[str, Any]) -> bool:

@@ -12,13 +12,16 @@ The id is a hash of everything that decides the numbers; where it runs (`paths`,
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from vdm.errors import ConfigError, RunError, suggest
+
+log = logging.getLogger(__name__)
 
 NOT_IDENTITY = (
     "paths", "logger", "callbacks", "hydra", "resume", "run", "debug", "checks", "experiment", "sampler", "preflight",
@@ -52,6 +57,7 @@ NOT_IDENTITY_OF_DATA = (
     "backend",
 )
 NOT_IDENTITY_OF_STAGE = ("previews", "cached")
+RECORD, BEFORE, DAMAGED = "run.json", ".run.json.before", "damaged-"
 STEP = re.compile(r"step-(\d{8})")
 
 
@@ -84,12 +90,17 @@ class Run:
     @property
     def info(self) -> dict[str, Any]:
         try:
-            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            return _facts(self.folder / RECORD)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            remedy = "restore run.json from a backup, or start anew with another run.id"
-            raise RunError("run.json cannot be read", got=f"{self.folder}: {error}", remedy=remedy) from None
+            try:
+                before = _facts(self.folder / BEFORE)
+            except (OSError, ValueError):
+                remedy = "restore run.json from a backup, or start anew with another run.id"
+                raise RunError("run.json cannot be read", got=f"{self.folder}: {error}", remedy=remedy) from None
+            _say_once(f"{self.folder / RECORD} cannot be read ({error}): what it said before its last change is taken")
+            return before
 
     @property
     def state(self) -> str:
@@ -106,8 +117,38 @@ class Run:
         return found[-1] if found else None
 
     def update(self, **values: Any) -> None:
-        """Change entries of run.json; the file is replaced whole."""
-        write_atomically(self.folder / "run.json", json.dumps({**self.info, **values}, indent=2, default=str) + "\n")
+        """Change entries of run.json; the file is replaced whole, and what it said before stays beside it."""
+        before = self.info
+        if before:
+            write_atomically(self.folder / BEFORE, _text(before))
+        write_atomically(self.folder / RECORD, _text({**before, **values}))
+
+    def set_aside(self, damaged: Path) -> None:
+        """Nobody takes it for a checkpoint any more, and whoever wants to know what happened still has it."""
+        aside = damaged.with_name(f"{DAMAGED}{damaged.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        damaged.rename(aside)
+
+    def damaged_behind(self, folder: Path) -> bool:
+        """Whether there are damaged checkpoints of later steps than this one, set aside or about to be."""
+        names = [path.name.removeprefix(DAMAGED) for path in folder.parent.iterdir()]
+        return any(STEP.fullmatch(name) and name > folder.name for name in names)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__} instead of entries")
+    return found
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, default=str) + "\n"
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -192,6 +233,15 @@ def all_runs(output_root: str | Path) -> list[Run]:
     return [Run(p.parent) for p in sorted(root.glob("*/run.json"))] if root.is_dir() else []
 
 
+def _state_of(run: Run) -> str:
+    """One run that cannot be read is in nobody else's way."""
+    try:
+        return run.state
+    except RunError as error:
+        _say_once(f"{run.name} is left out: {error.what} ({error.got})")
+        return "unreadable"
+
+
 def newest_complete(
     output_root: str | Path,
     stage: str | Sequence[str],
@@ -204,7 +254,7 @@ def newest_complete(
     done = [
         r
         for r in all_runs(output_root)
-        if r.state == "complete" and r.info.get("stage") in stages and r.last_checkpoint() and suits(r)
+        if _state_of(r) == "complete" and r.info.get("stage") in stages and r.last_checkpoint() and suits(r)
     ]
     done.sort(key=lambda r: r.info.get("finished", 0.0))
     same = [r for r in done if r.info.get("data") == data]
