@@ -17,6 +17,7 @@ from vdm import checkpoint
 from vdm.bounds import NonNegativeFloat, PositiveInt
 from vdm.errors import ConfigError, RunError
 from vdm.runs import Run
+from vdm.slurm import signals
 from vdm.stages.base import Stage
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class FolderCheckpointIO(CheckpointIO):
 
 
 class Checkpoint(pl.Callback):
-    """Every `every` steps, at the end, and when asked to stop (Ctrl-C once, or SIGTERM).
+    """Every `every` steps, at the end, and when asked to stop (Ctrl-C once, SIGTERM, or the warning of a job).
 
     Args:
         monitor, mode: the checkpoint that is best by this metric stays.
@@ -94,13 +95,13 @@ class Checkpoint(pl.Callback):
         log.warning("stopping after this step; a checkpoint is written. Once more to stop at once.")
 
     def on_train_start(self, trainer: pl.Trainer, stage: Stage) -> None:
+        for number in self._previous:  # Lightning has put another around ours, which talks to all ranks at any moment
+            signal.signal(number, self._ask_to_stop)
         self._saved_step = stage.step
         trainer.should_stop = trainer.should_stop or self.stopped_early is not None
 
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
-        stop = self.stop_signal is not None
-        if trainer.world_size > 1:  # a signal may reach one rank only
-            stop = bool(trainer.strategy.reduce(torch.tensor(float(stop), device=stage.device), reduce_op="sum"))
+        stop = self._is_to_stop(trainer, stage) and stage.batches_seen % stage.accumulate == 0
         self._judge(stage)  # before it is saved: a run that goes on decides alike
         due = self._is_best(stage) or stage.step % self.every == 0
         # The last step is saved by on_train_end, after the stage has finished.
@@ -115,6 +116,16 @@ class Checkpoint(pl.Callback):
 
     def on_rollback(self, step: int) -> None:
         self._saved_step, self._judged_step = step, -1
+
+    def _is_to_stop(self, trainer: pl.Trainer, stage: Stage) -> bool:
+        """By a signal that this rank was sent, or any other."""
+        if self.stop_signal is None and (number := signals.warned()) is not None:
+            log.warning("warned by signal %d: stopping after this step; a checkpoint is written", number)
+            self.stop_signal = number
+        if trainer.world_size > 1:
+            number = torch.tensor(float(self.stop_signal or 0), device=stage.device)
+            self.stop_signal = int(trainer.strategy.reduce(number, reduce_op="max")) or None
+        return self.stop_signal is not None
 
     @property
     def stopped_early(self) -> dict[str, Any] | None:
