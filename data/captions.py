@@ -25,14 +25,14 @@ class CaptionCorpus:
 
     def __init__(self, *, name: str, root: str, split: str, cache: ShardCache):
         try:
-            self.index = read_index(f"{root.rstrip('/')}/{split}")
+            self.index = read_index(f"{root.rstrip('/')}/{split}", patience=cache.patience)
         except DataError as error:
             remedy = (
                 f"make the shards: python -m data.prepare data={name}; or point data.root at the folder that has them"
             )
             raise DataError(error.what, key="data.root, split", got=error.got, remedy=remedy) from error
         copies = cache if is_remote(self.index.folder) else None
-        self._reader = ShardReader(index=self.index, cache=copies, max_open=1, max_tables=1)
+        self._reader = ShardReader(index=self.index, cache=copies, max_open=1, max_tables=1, patience=cache.patience)
 
     @property
     def folder(self) -> str:

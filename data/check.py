@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.buckets import Bucket, buckets_of
+from data.remote import Patience
 from data.shards import ShardIndex, read_index
 from vdm.errors import ConfigError, DataError
 
@@ -15,8 +16,10 @@ def shards_are_there(*, data: Mapping[str, Any]) -> None:
     for split in filter(None, (data["train_split"], data["val_split"])):
         is_optional = split == data["val_split"]
         root = str(data["root"]).rstrip("/")
+        times = {name: data["cache"][name] for name in ("retries", "pause", "timeout")}
         buckets = buckets_of(data["buckets"]) if split == data["train_split"] else ()
-        checked_index(data["name"], root, split, clip=data["clip"], is_optional=is_optional, buckets=buckets)
+        checked_index(data["name"], root, split, clip=data["clip"], is_optional=is_optional, buckets=buckets,
+                      patience=Patience(**times), max_lost=data["max_broken"])  # fmt: skip
 
 
 def checked_index(
@@ -27,13 +30,15 @@ def checked_index(
     clip: Mapping[str, int],
     is_optional: bool,
     buckets: Sequence[Bucket] = (),
+    patience: Patience | None = None,
+    max_lost: float = 0.0,
 ) -> ShardIndex:
     """The index of a split, or an error that says which command makes it or which setting fits it."""
     folder = f"{root}/{split}"
     command = f"python -m data.prepare data={name}"
     place = "data.root, or paths.data_root above it"
     try:
-        index = read_index(folder)
+        index = read_index(folder, patience=patience, max_lost=max_lost)
     except DataError as error:
         remedy = f"make the shards: {command}; or point {place} at the folder that has them"
         if is_optional:

@@ -7,6 +7,7 @@ everything.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -21,6 +22,7 @@ from torch import Tensor
 from data.batches import Batch, BatchReader, Request
 from data.buckets import Bucket, bucket_at
 from data.plan import ShardPlan, rank_positions
+from data.prefetch import Prefetcher
 from data.quarantine import Quarantine
 from data.samples import Clip
 from data.workers import WorkerPool
@@ -72,14 +74,34 @@ class VideoLoader:
 
     def __iter__(self) -> Iterator[VideoBatch]:
         room = max(bucket.batch_size * math.prod(bucket.shape) for bucket in self.buckets)
-        batches = _read(self.reader, self._requests(), room, self.num_workers, self.prefetch)
-        while True:
-            begun = time.perf_counter()
-            pixels, batch = next(batches)
-            self.last_wait = time.perf_counter() - begun
-            self._account(batch)
-            self.consumed += len(batch.clips) * self.world_size
-            yield collate(pixels, batch.clips)
+        with (
+            self._fetching_ahead(),
+            contextlib.closing(_read(self.reader, self._requests(), room, self.num_workers, self.prefetch)) as batches,
+        ):
+            while True:
+                begun = time.perf_counter()
+                pixels, batch = next(batches)
+                self.last_wait = time.perf_counter() - begun
+                self._account(batch)
+                self.consumed += len(batch.clips) * self.world_size
+                yield collate(pixels, batch.clips)
+
+    @contextlib.contextmanager
+    def _fetching_ahead(self) -> Iterator[None]:
+        """While this lasts, remote shards are fetched before they are needed."""
+        shards = self.reader.shards
+        if shards.cache is None:
+            yield
+            return
+        prefetcher = Prefetcher(
+            index=shards.index, cache=shards.cache, plan=self.plan, rank=self.rank, world_size=self.world_size,
+            consumed=lambda: self.consumed,
+        )  # fmt: skip
+        prefetcher.start()
+        try:
+            yield
+        finally:
+            prefetcher.stop()
 
     def state_dict(self) -> dict[str, Any]:
         return self._order() | {"consumed": self.consumed}

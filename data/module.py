@@ -100,6 +100,7 @@ class VideoData(pl.LightningDataModule):
                 self._indices[split] = checked_index(
                     self.name, self.root, split, clip=asdict(self.clip), is_optional=split == self.val_split,
                     buckets=self.buckets if split == self.train_split else (),
+                    patience=self.cache.patience, max_lost=self.max_broken,
                 )  # fmt: skip
         self._training_plan()
         if self.extras or self.extras_if_there:
@@ -212,9 +213,7 @@ class VideoData(pl.LightningDataModule):
     def _known_extras(self, *extensions: str) -> set[str]:
         """Names of truths in these members of the first samples."""
         index, known = self._index(self.train_split), set()
-        reader = ShardReader(
-            index=index, cache=self.cache if is_remote(index.folder) else None, max_open=1, max_tables=1
-        )
+        reader = self._shards(index, max_open=1, max_tables=1)
         for number in range(min(_PROBED, index.shards[0].samples)):
             with contextlib.suppress(BrokenSample, ValueError, OSError, AttributeError, zipfile.BadZipFile):
                 known |= extras_names(reader.read(0, number, extensions)[1])
@@ -235,13 +234,16 @@ class VideoData(pl.LightningDataModule):
     def _reader(self, split: str, plan: ShardPlan | SequentialPlan, clip: ClipSettings | None = None) -> BatchReader:
         cached = self._cached.get(split)
         index = cached.index if cached else self._index(split)
-        cache = self.cache if is_remote(index.folder) else None
-        shards = ShardReader(index=index, cache=cache, max_open=_OPEN_FILES, max_tables=_TABLES)
+        shards = self._shards(index, max_open=_OPEN_FILES, max_tables=_TABLES)
         decoder = functools.partial(decode_stored, backend=self.backend)
         extras = tuple(dict.fromkeys((*self.extras, *self.extras_if_there)))
         settings = {"clip": clip or self.clip, "seed": self.seed, "extras": extras, "decoder": decoder}
         clips = CachedClips(cached=cached, **settings) if cached else ClipReader(**settings)
         return BatchReader(plan=plan, shards=shards, clips=clips, sample_timeout=self.sample_timeout)
+
+    def _shards(self, index: ShardIndex, **limits: int) -> ShardReader:
+        cache = self.cache if is_remote(index.folder) else None
+        return ShardReader(index=index, cache=cache, patience=self.cache.patience, max_lost=self.max_broken, **limits)
 
     def _quarantine(self, split: str) -> Quarantine:
         if split not in self._quarantines:

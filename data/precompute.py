@@ -64,7 +64,8 @@ def _build(builder: CacheBuilder, source: ShardIndex, copies: Any) -> None:
     from data.reader import ShardReader
     from data.tar import is_remote
 
-    shards = ShardReader(index=source, cache=copies if is_remote(source.folder) else None, max_open=8, max_tables=8)
+    cache = copies if is_remote(source.folder) else None
+    shards = ShardReader(index=source, cache=cache, max_open=8, max_tables=8, patience=copies.patience)
     began = time.monotonic()
     with _bar() as bar:
         try:

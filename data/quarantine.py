@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data.reader import LOST
 from vdm.bounds import Fraction
 from vdm.errors import DataError
 
@@ -47,11 +48,20 @@ class Quarantine:
         self.fingerprint, self.max_broken = fingerprint, max_broken
         self.known = {broken.place: broken for broken in self._read()}
         self.met: dict[tuple[str, int], Broken] = {}  # by this process, since it started
+        self.lost: dict[str, int] = {}  # shard that is gone -> samples asked of it since this process started
 
     def add(self, found: Iterable[Broken]) -> None:
-        """Count these, and name in the file those that it does not name yet."""
+        """Count these, and name in the file those that it does not name yet.
+
+        Not those of a shard that is gone: it may come back, and a run that is continued asks for it again.
+        """
         fresh = []
         for broken in found:
+            if broken.kind == LOST:
+                if broken.shard not in self.lost:
+                    log.warning("going on without %s, with other samples in its place: %s", broken.shard, broken.detail)
+                self.lost[broken.shard] = self.lost.get(broken.shard, 0) + 1
+                continue
             if broken.place not in self.known:
                 fresh.append(broken)
                 if len(self.known) < _SHOWN:

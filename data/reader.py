@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
+from data.remote import Patience, ShardLost, StorageFails, persistently
 from data.shard_cache import ShardCache
 from data.shards import SampleMembers, ShardIndex, member_table
 from data.tar import is_remote
@@ -15,6 +18,8 @@ from vdm.errors import DataError
 
 # Members of a sample lie side by side, so one read fetches them all unless an unwanted one this big lies between.
 _LARGEST_GAP = 1 << 16
+_EVICTIONS = 5  # of a copy between finding and opening it, before something else is wrong
+LOST = "lost shard"  # kind of a broken sample
 
 
 class BrokenSample(Exception):
@@ -33,13 +38,29 @@ def _rebuild(kind: str, detail: str, key: str | None) -> BrokenSample:
 
 
 class ShardReader:
-    """Reads samples by (shard, index). Picklable; every process opens its own files."""
+    """Reads samples by (shard, index). Picklable; every process opens its own files.
 
-    def __init__(self, *, index: ShardIndex, cache: ShardCache | None, max_open: int, max_tables: int):
+    Args:
+        cache: for remote shards.
+        patience: with files that cannot be opened or read.
+        max_lost: share of the samples that may be in shards which are gone; their samples are broken then. More end the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: ShardIndex,
+        cache: ShardCache | None,
+        max_open: int,
+        max_tables: int,
+        patience: Patience | None = None,
+        max_lost: float = 0.0,
+    ):
         self.index, self.cache = index, cache
-        self.max_open, self.max_tables = max_open, max_tables
+        self.max_open, self.max_tables, self.patience, self.max_lost = max_open, max_tables, patience, max_lost
         self._files: OrderedDict[int, int] = OrderedDict()
         self._tables: OrderedDict[int, _Table | BrokenSample] = OrderedDict()
+        self._lost: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict(), "_tables": OrderedDict()}
@@ -61,15 +82,21 @@ class ShardReader:
             return key, {}
         first = min(offset for offset, _ in spans.values())
         last = max(offset + size for offset, size in spans.values())
-        file = self._file(shard)
-        if last - first <= sum(size for _, size in spans.values()) + _LARGEST_GAP:
-            run = _pread(file, first, last - first)
-            return key, {name: run[offset - first : offset - first + size] for name, (offset, size) in spans.items()}
-        return key, {name: _pread(file, offset, size) for name, (offset, size) in spans.items()}
+        try:
+            if last - first <= sum(size for _, size in spans.values()) + _LARGEST_GAP:
+                run = self._bytes(shard, first, last - first)
+                return key, {
+                    name: run[offset - first : offset - first + size] for name, (offset, size) in spans.items()
+                }
+            return key, {name: self._bytes(shard, offset, size) for name, (offset, size) in spans.items()}
+        except ShardLost as error:
+            raise self._without(shard, error) from error
 
     def reopened(self) -> ShardReader:
         """The same shards with files of its own, for use beside this one."""
-        return ShardReader(index=self.index, cache=self.cache, max_open=self.max_open, max_tables=self.max_tables)
+        other = copy.copy(self)
+        other._files, other._tables = OrderedDict(), OrderedDict()
+        return other
 
     def close(self) -> None:
         while self._files:
@@ -79,12 +106,16 @@ class ShardReader:
         self.close()
 
     def _table(self, shard: int) -> _Table:
+        if shard in self._lost:
+            raise BrokenSample(LOST, self._lost[shard])
         table = self._tables.get(shard)
         if table is None:
             try:
-                table = _Table(self._scan(shard))
-            except ShardGone:
+                table = self._scan_again(shard)
+            except StorageFails:
                 raise
+            except ShardLost as error:
+                raise self._without(shard, error) from error
             except DataError as error:
                 # Nothing in a damaged shard is trusted: its samples are broken, each of them counted.
                 table = BrokenSample("damaged shard", f"{error.what} ({error.got})")
@@ -97,44 +128,80 @@ class ShardReader:
             raise BrokenSample(table.kind, table.detail)
         return table
 
-    def _scan(self, shard: int) -> list[SampleMembers]:
-        path = self._local_path(shard)
-        promised = self.index.shards[shard].bytes
+    def _scan_again(self, shard: int) -> _Table:
+        """A copy that rots on the local disk is fetched once more."""
         try:
-            with open(path, "rb", buffering=0) as file:
-                found = os.fstat(file.fileno()).st_size
-                if found != promised:
-                    raise DataError(
-                        "the shard has another size than its index says", got=f"{found}, not {promised} bytes"
-                    )
+            return _Table(self._scan(shard))
+        except (ShardLost, StorageFails):
+            raise
+        except DataError:
+            if self.cache is None or not is_remote(self.index.path(shard)):
+                raise
+            self.cache.discard(self.index.shards[shard])
+            return _Table(self._scan(shard))
+
+    def _scan(self, shard: int) -> list[SampleMembers]:
+        promised = self.index.shards[shard].bytes
+        with os.fdopen(self._open(shard), "rb", buffering=0) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != promised:
+                raise DataError("the shard has another size than its index says", got=f"{found}, not {promised} bytes")
+            try:
                 return member_table(file)
+            except OSError as error:
+                raise _fails("read", self.index.path(shard), error) from error
+
+    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+        """Read, and read again from a file opened anew, since a handle may be stale after the storage was away."""
+
+        def attempt() -> bytes:
+            try:
+                return _pread(self._file(shard), offset, size)
+            except OSError:
+                if shard in self._files:
+                    os.close(self._files.pop(shard))
+                raise
+
+        try:
+            return persistently(attempt, self.patience, f"reading {self.index.path(shard)}",
+                                hopeless=BrokenSample, is_limited=False)  # fmt: skip
         except OSError as error:
-            raise _gone("open", path, error) from error
+            raise _fails("read", self.index.path(shard), error) from error
 
     def _file(self, shard: int) -> int:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        path = self._local_path(shard)
-        try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise _gone("open", path, error) from error
-        self._files[shard] = file
+        self._files[shard] = self._open(shard)
         if len(self._files) > self.max_open:
             os.close(self._files.popitem(last=False)[1])
-        return file
+        return self._files[shard]
 
-    def _local_path(self, shard: int) -> str:
-        path = self.index.path(shard)
-        if not is_remote(path):
-            return path
-        assert self.cache is not None, "remote shards are read through a cache"
-        return str(self.cache.path(path, self.index.shards[shard].bytes))
+    def _open(self, shard: int) -> int:
+        url, info, flags = self.index.path(shard), self.index.shards[shard], os.O_RDONLY | os.O_CLOEXEC
+        try:
+            if not is_remote(url):
+                return persistently(lambda: os.open(url, flags), self.patience, f"opening {url}")
+            assert self.cache is not None, "remote shards are read through a cache"
+            for _ in range(_EVICTIONS):
+                path = self.cache.path(url, info)
+                with contextlib.suppress(FileNotFoundError):
+                    return os.open(path, flags)
+            raise StorageFails("the cache of shards is emptied as it is filled", key="data.cache.folder", got=path)
+        except FileNotFoundError as error:
+            raise ShardLost("cannot open a shard", key="data.root", got=f"{url} {error.strerror}") from error
+        except OSError as error:
+            raise _fails("open", url, error) from error
 
-
-class ShardGone(DataError):
-    """The storage fails, not a sample: a shard that was there at the start is gone. Stops the run, quarantines nothing."""
+    def _without(self, shard: int, error: ShardLost) -> Exception:
+        """What to raise for a sample of a shard that is gone: so many may be, and the samples are replaced by others."""
+        self._lost[shard] = f"{error.what} ({error.got})"
+        samples = sum(self.index.shards[number].samples for number in self._lost)
+        if samples <= self.max_lost * self.index.num_samples:
+            return BrokenSample(LOST, self._lost[shard])
+        remedy = "bring the shard back, then run the same command again: it resumes; or allow more to be lost"
+        return StorageFails(error.what, key=error.key or "data.root", got=error.got, remedy=remedy,
+                            allowed=f"{self.max_lost:g} of the samples lost (data.max_broken)")  # fmt: skip
 
 
 class _Table:
@@ -151,18 +218,15 @@ class _Table:
 
 
 def _pread(file: int, offset: int, size: int) -> bytes:
-    try:
-        data = os.pread(file, size, offset)
-        while len(data) < size:
-            more = os.pread(file, size - len(data), offset + len(data))
-            if not more:
-                raise BrokenSample("damaged shard", f"ends at byte {offset + len(data)}, {offset + size} are needed")
-            data += more
-    except OSError as error:
-        raise _gone("read", "", error) from error
+    data = os.pread(file, size, offset)
+    while len(data) < size:
+        more = os.pread(file, size - len(data), offset + len(data))
+        if not more:
+            raise BrokenSample("damaged shard", f"ends at byte {offset + len(data)}, {offset + size} are needed")
+        data += more
     return data
 
 
-def _gone(verb: str, path: str, error: OSError) -> ShardGone:
-    return ShardGone(f"cannot {verb} a shard", key="data.root", got=f"{path} {error.strerror}".strip(),
-                     remedy="check the storage, then resume")  # fmt: skip
+def _fails(verb: str, path: str, error: OSError) -> StorageFails:
+    return StorageFails(f"cannot {verb} a shard", key="data.root", got=f"{path} {error.strerror}".strip(),
+                        remedy="check the storage, then run the same command again: it resumes")  # fmt: skip

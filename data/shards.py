@@ -17,6 +17,7 @@ from typing import Any
 import fsspec
 
 from data.records import check_key
+from data.remote import Patience, persistently
 from data.tar import END, SampleMembers, is_remote, member_header, member_table, open_shard, padding, read_member
 from vdm.errors import DataError
 
@@ -136,23 +137,30 @@ def write_index(
     return _parse_index(content, str(folder))
 
 
-def read_index(folder: str | Path) -> ShardIndex:
-    """The index of one split. Compares names and sizes of the shards with what is there, without opening them."""
+def read_index(folder: str | Path, *, patience: Patience | None = None, max_lost: float = 0.0) -> ShardIndex:
+    """The index of one split. Compares names and sizes of the shards with what is there, without opening them.
+
+    Shards with up to `max_lost` of the samples may be missing: reading goes on without them.
+    """
     folder = str(folder).rstrip("/")
-    sizes = _sizes(folder)
+    sizes = _sizes(folder, patience)
     if INDEX not in sizes:
         unfinished = " (prepare was interrupted or refused: run it again)" if any(map(_FILE.fullmatch, sizes)) else ""
         what = f"no {INDEX} in the shard folder{unfinished}" if sizes else "the shard folder is empty"
         raise DataError(what, key="data.root", got=folder, remedy=_PREPARE)
     path = f"{folder}/{INDEX}"
     try:
-        with fsspec.open(path, "rb") as file:
-            content = json.loads(file.read())
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(persistently(lambda: _content(path), patience, f"reading {path}"))
+    except Exception as error:  # noqa: BLE001 - libraries of storage raise what they like
         raise DataError(f"cannot read {INDEX}", key="data.root", got=f"{path}: {error}", remedy=_PREPARE) from error
     index = _parse_index(content, folder)
-    _check_sizes(index, sizes)
+    _check_sizes(index, sizes, max_lost)
     return index
+
+
+def _content(path: str) -> bytes:
+    with fsspec.open(path, "rb") as file:
+        return file.read()
 
 
 def verify_shards(index: ShardIndex, on_shard: Callable[[ShardInfo], None] | None = None) -> None:
@@ -197,18 +205,22 @@ def _fingerprint(settings: dict[str, Any], shards: Sequence[ShardInfo]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _sizes(folder: str) -> dict[str, int | None]:
+def _sizes(folder: str, patience: Patience | None) -> dict[str, int | None]:
     """File name -> size; None where the file system does not tell."""
     try:
         if not is_remote(folder):
             with os.scandir(folder) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         file_system, path = fsspec.core.url_to_fs(folder)
-        found = [entry for entry in file_system.ls(path, detail=True) if entry["type"] == "file"]
+        file_system.invalidate_cache()
+        listed = persistently(
+            lambda: file_system.ls(path, detail=True), patience, f"listing {folder}", hopeless=FileNotFoundError
+        )
+        found = [entry for entry in listed if entry["type"] == "file"]
         return {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in found}
     except FileNotFoundError as error:
         raise DataError("there is no shard folder", key="data.root", got=folder, remedy=_PREPARE) from error
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 - libraries of storage raise what they like
         what, remedy = (
             "cannot read the shard folder",
             "check path and rights; a URL needs its package, as s3fs for s3://",
@@ -241,8 +253,10 @@ def _parse_index(content: Any, folder: str) -> ShardIndex:
     return ShardIndex(**names, num_samples=content["num_samples"], shards=shards, folder=folder, settings=settings)
 
 
-def _check_sizes(index: ShardIndex, sizes: dict[str, int | None]) -> None:
-    missing = [shard.file for shard in index.shards if shard.file not in sizes]
+def _check_sizes(index: ShardIndex, sizes: dict[str, int | None], max_lost: float) -> None:
+    lost = [shard for shard in index.shards if shard.file not in sizes]
+    is_bearable = sum(shard.samples for shard in lost) <= max_lost * index.num_samples
+    missing = [] if is_bearable else [shard.file for shard in lost]
     other = [f"{shard.file} has {sizes[shard.file]} bytes, the index says {shard.bytes}" for shard in index.shards
              if sizes.get(shard.file) not in (None, shard.bytes)]  # fmt: skip
     if missing or other:

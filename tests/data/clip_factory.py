@@ -13,6 +13,7 @@ from data.plan import ShardPlan
 from data.quarantine import Quarantine
 from data.reader import ShardReader
 from data.samples import ClipReader, ClipSettings
+from data.shard_cache import ShardCache
 from data.shards import ShardWriter, shard_name, write_index
 from vdm.video import encode_mp4
 
@@ -52,6 +53,12 @@ def make_split(root, count, *, split="train", per_shard=10, name="tiny", members
 
 def stored():
     return {"frames": FRAMES, "height": SIZE, "width": SIZE, "min_frames": FRAMES}
+
+
+def shard_cache(folder, gigabytes=1.0, *, retries=3, pause=0.01, timeout=20.0, ahead=0):
+    return ShardCache(
+        folder=str(folder), gigabytes=gigabytes, retries=retries, pause=pause, timeout=timeout, ahead=ahead
+    )
 
 
 def make_reader(

@@ -9,13 +9,12 @@ import fsspec
 import pytest
 import pytorch_lightning as pl
 import torch
-from clip_factory import FRAMES, SIZE, make_split, sample, seen, stored
+from clip_factory import FRAMES, SIZE, make_split, sample, seen, shard_cache, stored
 
 from data.loader import VideoLoader
 from data.module import VideoData
 from data.records import StoreSettings
 from data.samples import ClipSettings
-from data.shard_cache import ShardCache
 from data.shards import read_index
 from vdm.errors import ConfigError, DataError
 
@@ -29,7 +28,7 @@ def module(root, **changes):
         name="tiny", root=str(root), source=None, store=STORE, clip=CLIP, buckets=None, batch_size=4,
         num_workers=0, prefetch=2, seed=0, train_split="train", val_split="val", val_clips=9, extras=[], lanes=None,
         shuffle_window=16, max_broken=0.01, sample_timeout=20.0, quarantine=None, resume_with_other_data=False, backend="pyav",
-        cache=ShardCache(folder=str(root) + "/cache", gigabytes=1.0),
+        cache=shard_cache(str(root) + "/cache"),
     )  # fmt: skip
     return VideoData(**settings | changes)
 
@@ -216,7 +215,7 @@ def test_remote_shards_are_read_through_a_bounded_cache(root, tmp_path):
         for path in sorted((root / split).iterdir()):
             remote.pipe(f"/store/tiny/{split}/{path.name}", path.read_bytes())
     size = max(path.stat().st_size for path in (root / "train").glob("*.tar"))
-    cache = ShardCache(folder=str(tmp_path / "cache"), gigabytes=1.5 * size / 1e9)  # room for one shard
+    cache = shard_cache(tmp_path / "cache", 1.5 * size / 1e9)  # room for one shard
     # The file system lives in this process, so no workers.
     far = module("memory://store/tiny", cache=cache).train_dataloader()
     near = module(root).train_dataloader()
