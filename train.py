@@ -1,8 +1,12 @@
 """Train one stage: python train.py stage=autoencoder data=shapes. All settings: --help, --cfg job."""
 
-from omegaconf import DictConfig
+from vdm.slurm import signals
 
-from vdm.launch import launch
+signals.hold()  # first: the warning of a job would end a program that is still importing
+
+from omegaconf import DictConfig  # noqa: E402
+
+from vdm.launch import launch  # noqa: E402
 
 
 def main(cfg: DictConfig) -> float | None:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "evaluation": FOUNDATION | {"layers", "checkpoint", "runs"},
     "stages": FOUNDATION
     | {"autoencoder", "backbones", "conditions", "diffusion", "samplers", "layers", "checkpoint", "adapters"},
-    "callbacks": FOUNDATION | {"checkpoint", "ema", "runs", "stages", "watching"},
+    "callbacks": FOUNDATION | {"checkpoint", "ema", "runs", "slurm", "stages", "watching"},
     "watching": set(),
     "types": set(),
     "video": {"errors"},
@@ -35,7 +35,10 @@ MAY_IMPORT = {
     "ema": {"errors"},
     "config": {"bounds", "errors", "signature"},
     "runs": {"errors"},
-    "launch": {"config", "errors", "lineage"},
+    "slurm": {"bounds", "config", "errors", "runs", "sweeps"},
+    "sweeps": {"errors", "runs", "slurm"},
+    "wandb_run": set(),
+    "launch": {"config", "errors", "lineage", "slurm", "sweeps"},
     "lineage": {"autoencoder", "backbones", "errors", "runs"},
     "merge": {"adapters", "checkpoint", "errors", "launch", "restore", "runs"},
     "metrics_file": {"runs"},
@@ -57,6 +60,11 @@ LIGHT = (
     "vdm/merge.py",
     "vdm/restore.py",
     "vdm/sampling/request.py",
+    "vdm/slurm/after.py",
+    "vdm/slurm/job.py",
+    "vdm/slurm/launcher.py",
+    "vdm/slurm/signals.py",
+    "vdm/sweeps.py",
     "train.py",
     "sample.py",
 )
@@ -112,7 +120,7 @@ def test_imports_point_one_way(path):
 def test_entry_points_name_no_class(path):
     assert len(path.read_text().splitlines()) < 80
     ours = {n for n in imports(path) if n.split(".")[0] in PACKAGES}
-    assert all(n.split(".")[1] in ("launch", "training", "sampling", "evaluating") for n in ours if "." in n)
+    assert all(n.split(".")[1] in ("launch", "training", "sampling", "evaluating", "slurm") for n in ours if "." in n)
 
 
 @pytest.mark.parametrize("name", LIGHT)

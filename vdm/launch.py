@@ -25,11 +25,12 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vdm import config, lineage
+from vdm import config, lineage, sweeps
 from vdm.errors import ConfigError, UserError, suggest
+from vdm.slurm import job
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 USER_ERROR = 2
@@ -41,6 +42,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     # Threads that wait for each other spin, and where the cores are shared that made a training step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _log_to_stderr()
+    job.name_processes()
 
     failed = False
 
@@ -48,17 +50,23 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     def checked(cfg: DictConfig) -> Any:
         nonlocal failed
         try:
+            sweeps.pin(cfg)
             lineage.adopt(cfg)
             config.check(cfg, _top_level(config_name))
             with plain_errors():
                 return task(cfg)
         except UserError as error:
             _say(error)  # here, because Hydra would add a line of its own, and a sweep goes on with the next job
+            sweeps.failed(error)
             failed = True
             return None
 
+    checked.look = functools.partial(
+        _look, config_name=config_name
+    )  # for a launcher that runs jobs elsewhere, and later
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
+        with job.coming_back():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
     except UserError as error:
         _say(error)
         failed = True
@@ -67,6 +75,16 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
         failed = True
     if failed:
         sys.exit(USER_ERROR)
+
+
+def _look(cfg: DictConfig, *, config_name: str, waits: bool) -> None:
+    """The checks of a job that another machine will run; one that `waits` for others cannot be held against files yet."""
+    if not waits:
+        lineage.adopt(cfg)
+    with open_dict(cfg):
+        kept = {} if waits else {name: node for name, node in (cfg.get("checks") or {}).items() if name != "devices"}
+        cfg.checks = kept
+    config.check(cfg, {*_top_level(config_name), "checks"})
 
 
 @contextmanager
@@ -169,7 +187,7 @@ def _known_beside(key: str, config_name: str) -> tuple[list[str] | None, str]:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            node = hydra.compose(config_name, overrides=choices)
+            node = hydra.compose(config_name, overrides=choices, return_hydra_config=key.startswith("hydra."))
     except (HydraException, OmegaConfBaseException):
         return None, key
     origin = config.key_of_origin(node, key)

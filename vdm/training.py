@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -18,13 +16,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from vdm import checkpoint, config, lineage, restore, runs
+from vdm import checkpoint, config, lineage, restore, runs, sweeps
 from vdm.callbacks.checkpoint import FolderCheckpointIO
 from vdm.errors import ConfigError, RunError
 from vdm.faults import told_plainly
 from vdm.metrics_file import MetricsFile
 from vdm.runs import Run
+from vdm.slurm import environment, job
 from vdm.stages.base import Origin, Stage
+from vdm.strategies import launching
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,11 @@ def train(cfg: DictConfig) -> float | None:
     resolved = config.resolve(cfg)
     settings = {key: value for key, value in resolved.items() if key != "hydra"}
     run = runs.locate(settings, stage=settings["stage"]["name"], data=settings["data"]["name"])
-    leader = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-    held = runs.lock(run) if leader else None
+    leader = job.is_leader()
+    held = job.patiently(lambda: runs.lock(run)) if leader else None
     try:
         if leader:
+            sweeps.started(run.folder)
             checkpoint.recover(run.folder / "checkpoints")
         start = _starting_point(run, settings, leader)
         is_behind = start is not None and settings["resume"] == "auto" and run.damaged_behind(start)
@@ -131,7 +132,7 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
         **_trainer_settings(cfg),
         callbacks=callbacks,
         logger=_loggers(cfg, run, resumed_step, leader),
-        plugins=[FolderCheckpointIO()],
+        plugins=[FolderCheckpointIO(), *environment.plugins()],
         default_root_dir=run.folder,
         # What our own callbacks and loader do, and what a stream without epochs has no use for:
         enable_checkpointing=False,
@@ -164,7 +165,7 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
         )
     asked = next((c.stop_signal for c in callbacks if getattr(c, "stop_signal", None) is not None), None)
     if asked is not None and not done:
-        sys.exit(128 + asked)  # what a shell, a sweep or a scheduler expects of a process that was told to stop
+        job.leave(asked)
     if not done and stage.step == (resumed_step or 0):
         raise RunError("training ended without a single step", got=f"step {stage.step} of {trainer.max_steps}")
     return _metric(metrics, settings)
@@ -179,7 +180,10 @@ def _quieten_lightning() -> None:
 
 def _trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
-    return {key: value for key, value in settings.items() if key != "_target_"}
+    settings = {key: value for key, value in settings.items() if key != "_target_"}
+    if isinstance(settings["strategy"], dict):
+        settings["strategy"] = instantiate(cfg.trainer.strategy, _convert_="all")
+    return settings | launching.started()
 
 
 def _loggers(cfg: DictConfig, run: Run, resumed_step: int | None, leader: bool) -> list:
