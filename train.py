@@ -7,9 +7,12 @@ signals.hold()  # first: the warning of a job would end a program that is still 
 from omegaconf import DictConfig  # noqa: E402
 
 from vdm.launch import launch  # noqa: E402
+from vdm.strategies import launching  # noqa: E402
 
 
 def main(cfg: DictConfig) -> float | None:
+    if (processes := launching.count(cfg.trainer)) > 1:
+        return launching.run(cfg, processes)
     from vdm.training import train  # late: Lightning takes seconds to import
 
     return train(cfg)

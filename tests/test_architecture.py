@@ -18,8 +18,19 @@ MAY_IMPORT = {
     **{part: FOUNDATION | {"layers", "checkpoint"} for part in PARTS},
     "evaluation": FOUNDATION | {"layers", "checkpoint", "runs"},
     "stages": FOUNDATION
-    | {"autoencoder", "backbones", "conditions", "diffusion", "samplers", "layers", "checkpoint", "adapters"},
-    "callbacks": FOUNDATION | {"checkpoint", "ema", "runs", "slurm", "stages", "watching"},
+    | {
+        "autoencoder",
+        "backbones",
+        "conditions",
+        "diffusion",
+        "samplers",
+        "layers",
+        "checkpoint",
+        "adapters",
+        "strategies",
+    },
+    "callbacks": FOUNDATION | {"checkpoint", "ema", "runs", "slurm", "stages", "strategies", "watching"},
+    "strategies": {"bounds", "errors", "launch", "slurm", "training"},
     "watching": set(),
     "types": set(),
     "video": {"errors"},
@@ -63,6 +74,7 @@ LIGHT = (
     "vdm/slurm/after.py",
     "vdm/slurm/job.py",
     "vdm/slurm/launcher.py",
+    "vdm/strategies/launching.py",
     "vdm/slurm/signals.py",
     "vdm/sweeps.py",
     "train.py",
@@ -120,7 +132,11 @@ def test_imports_point_one_way(path):
 def test_entry_points_name_no_class(path):
     assert len(path.read_text().splitlines()) < 80
     ours = {n for n in imports(path) if n.split(".")[0] in PACKAGES}
-    assert all(n.split(".")[1] in ("launch", "training", "sampling", "evaluating", "slurm") for n in ours if "." in n)
+    assert all(
+        n.split(".")[1] in ("launch", "training", "sampling", "evaluating", "slurm", "strategies")
+        for n in ours
+        if "." in n
+    )
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -41,7 +41,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra otherwise prints and exits by itself
     # Threads that wait for each other spin, and where the cores are shared that made a training step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _log_to_stderr()
+    log_to_stderr()
     job.name_processes()
 
     failed = False
@@ -114,12 +114,12 @@ def _say(error: UserError) -> None:
         sys.stderr.flush()
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)
     for noisy in ("fsspec", "lightning_fabric", "pytorch_lightning"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from vdm.bounds import NonNegativeInt, PositiveInt
 from vdm.runs import Run
@@ -41,16 +42,8 @@ class Samples(pl.Callback):
     @torch.no_grad()
     def write(self, trainer: pl.Trainer, stage: Stage) -> None:
         self._done = stage.step
-        if not trainer.is_global_zero:
-            return
-        if self._batch is None:
-            self._batch = next(iter(stage.batches([trainer.datamodule.preview(self.count)])))
-        training = stage.training
-        stage.eval()
-        with stage.averaged_weights(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            videos = stage.preview(self._batch)
-        stage.train(training)
+        with stage.averaged_weights():  # on all ranks: each may have a piece of them
+            videos = self._videos(trainer, stage) if trainer.is_global_zero else {}
         if not videos:
             return
         folder = self.run.folder / "samples" / f"step-{stage.step:08d}"
@@ -65,3 +58,14 @@ class Samples(pl.Callback):
                 paths = [str(folder / f"{key}.mp4") for key in self._batch["key"]]
                 captions = [str(caption) for caption in self._batch["caption"]]
                 logger.log_video("samples", paths, step=stage.step, caption=captions, format=["mp4"] * len(paths))
+
+    def _videos(self, trainer: pl.Trainer, stage: Stage) -> dict[str, Tensor]:
+        if self._batch is None:
+            self._batch = next(iter(stage.batches([trainer.datamodule.preview(self.count)])))
+        training = stage.training
+        stage.eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            videos = stage.preview(self._batch)
+        stage.train(training)
+        return videos

@@ -7,7 +7,6 @@ rank), so an interrupted run continues with the very numbers it would have drawn
 from __future__ import annotations
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from vdm.bounds import PositiveFloat, PositiveInt
 from vdm.errors import ConfigError, RunError
 from vdm.phases import Phases
+from vdm.strategies.base import shards_of
 from vdm.types import VideoBatch
 
 log = logging.getLogger(__name__)
@@ -125,8 +125,9 @@ class Stage(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: VideoBatch, batch_idx: int) -> None:
         self._seed_batch()
+        shards = shards_of(self.trainer)
         with self.phases("forward"):
-            losses = self.losses(batch)
+            losses = shards.losses(self, batch, is_last=(self.batches_seen + 1) % self.accumulate == 0)
         with self.phases("backward"):
             self.manual_backward(losses["loss"] / self.accumulate)
         self.batches_seen += 1
@@ -135,7 +136,7 @@ class Stage(pl.LightningModule, ABC):
             return
         optimizer = self.optimizers()
         with self.phases("optimizer"):
-            norm = self._gradient_norm(optimizer.optimizer)
+            norm = shards.clip(optimizer.optimizer, self.grad_clip)
             if torch.isfinite(norm):  # gradients are shared between ranks, so all ranks decide alike
                 optimizer.step()
                 if self.make_scheduler is not None:
@@ -144,21 +145,11 @@ class Stage(pl.LightningModule, ABC):
                 self.skipped_keys.clear()
             else:
                 self._skip(batch, losses, norm)
-            optimizer.zero_grad(set_to_none=True)
+            shards.clear(optimizer)
         if self.step % self.trainer.log_every_n_steps == 0:
             values = {f"train/{name}": value.detach() for name, value in losses.items()}
             values |= {"train/grad_norm": norm, "train/lr": optimizer.optimizer.param_groups[0]["lr"]}
             self.report({**values, "train/skipped": self.skipped})
-
-    def _gradient_norm(self, optimizer: Optimizer) -> Tensor:
-        """Total norm; clips each parameter group by itself, so that a discriminator cannot shrink its generator's step."""
-        norms = []
-        for group in optimizer.param_groups:
-            with_grad = [p for p in group["params"] if p.grad is not None]
-            if with_grad:
-                limit = math.inf if self.grad_clip is None else self.grad_clip
-                norms.append(torch.nn.utils.clip_grad_norm_(with_grad, limit))
-        return torch.stack(norms).norm() if norms else torch.zeros((), device=self.device)
 
     def _skip(self, batch: VideoBatch, losses: dict[str, Tensor], norm: Tensor) -> None:
         self.skipped += 1
