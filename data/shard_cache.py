@@ -22,10 +22,10 @@ from typing import Any
 
 import fsspec
 
-from data.remote import Patience, ShardLost, pieces
+from data.remote import Patience, ShardLost, StorageFails, pieces
 from data.shards import ShardInfo
 from vdm.bounds import NonNegativeInt, PositiveFloat
-from vdm.errors import ConfigError, DataError
+from vdm.errors import ConfigError
 
 _SPARE = 0.05  # of what is free on the disk: others write there as well
 _ABANDONED = 3600.0  # seconds without a byte: whoever wrote this is gone
@@ -74,7 +74,7 @@ class ShardCache:
                     self._fetch(url, shard, target)
         except OSError as error:
             remedy = "set data.cache.folder to a local disk with room for data.cache.gigabytes"
-            raise DataError("cannot write to the cache of shards", key="data.cache.folder", got=f"{self.folder}: {error}",
+            raise StorageFails("cannot write to the cache of shards", key="data.cache.folder", got=f"{self.folder}: {error}",
                             remedy=remedy) from error  # fmt: skip
         return target
 
@@ -123,7 +123,9 @@ class ShardCache:
             return self._systems[key], self._systems[key]._strip_protocol(url)
         except (ImportError, ValueError) as error:
             remedy = "install what the URL needs, as dysen-vdm[s3] for s3://"
-            raise DataError("cannot open the storage", key="data.root", got=f"{url}: {error}", remedy=remedy) from error
+            raise StorageFails(
+                "cannot open the storage", key="data.root", got=f"{url}: {error}", remedy=remedy
+            ) from error
 
     @contextlib.contextmanager
     def _room_for(self, size: int, partial: Path) -> Iterator[Any]:
@@ -162,7 +164,7 @@ def _is_whole(target: Path, shard: ShardInfo) -> bool:
             return False
         with contextlib.suppress(PermissionError):  # another user's
             os.utime(target)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 

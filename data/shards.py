@@ -143,11 +143,38 @@ def read_index(folder: str | Path, *, patience: Patience | None = None, max_lost
     Shards with up to `max_lost` of the samples may be missing: reading goes on without them.
     """
     folder = str(folder).rstrip("/")
+    if not is_remote(folder):
+        return _read_index(folder, None, max_lost)
+
+    def attempt() -> ShardIndex:
+        try:
+            return _read_index(folder, patience, max_lost)
+        except _Absent:
+            raise
+        except DataError as error:
+            raise _Doubtful(error) from error
+
+    try:
+        # A byte that changed on the way may look like shards that are missing.
+        return persistently(attempt, patience, f"the index in {folder}", hopeless=_Absent, is_limited=False)
+    except _Doubtful as doubt:
+        raise doubt.args[0] from doubt
+
+
+class _Doubtful(Exception):
+    """An error that another reading might not show."""
+
+
+class _Absent(DataError):
+    """Nothing is there that could be read once more."""
+
+
+def _read_index(folder: str, patience: Patience | None, max_lost: float) -> ShardIndex:
     sizes = _sizes(folder, patience)
     if INDEX not in sizes:
         unfinished = " (prepare was interrupted or refused: run it again)" if any(map(_FILE.fullmatch, sizes)) else ""
         what = f"no {INDEX} in the shard folder{unfinished}" if sizes else "the shard folder is empty"
-        raise DataError(what, key="data.root", got=folder, remedy=_PREPARE)
+        raise _Absent(what, key="data.root", got=folder, remedy=_PREPARE)
     path = f"{folder}/{INDEX}"
     try:
         content = json.loads(persistently(lambda: _content(path), patience, f"reading {path}"))
@@ -219,13 +246,13 @@ def _sizes(folder: str, patience: Patience | None) -> dict[str, int | None]:
         found = [entry for entry in listed if entry["type"] == "file"]
         return {entry["name"].rsplit("/", 1)[-1]: entry.get("size") for entry in found}
     except FileNotFoundError as error:
-        raise DataError("there is no shard folder", key="data.root", got=folder, remedy=_PREPARE) from error
+        raise _Absent("there is no shard folder", key="data.root", got=folder, remedy=_PREPARE) from error
     except Exception as error:  # noqa: BLE001 - libraries of storage raise what they like
         what, remedy = (
             "cannot read the shard folder",
-            "check path and rights; a URL needs its package, as s3fs for s3://",
+            "check path and rights; a URL needs its package, as dysen-vdm[s3] for s3://",
         )
-        raise DataError(what, key="data.root", got=f"{folder}: {error}", remedy=remedy) from error
+        raise _Absent(what, key="data.root", got=f"{folder}: {error}", remedy=remedy) from error
 
 
 def _parse_index(content: Any, folder: str) -> ShardIndex:
