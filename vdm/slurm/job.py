@@ -76,15 +76,17 @@ def requeue() -> bool:
         if attempt:
             time.sleep(PAUSE * attempt)
         facts = _facts(own)
-        if facts.get("JobState") == "CANCELLED":
+        if int(facts.get("Restarts", 0)) > restarts():
+            log.info("job %s is requeued already", own)
+            return True
+        if facts.get("JobState") == "CANCELLED" or (
+            facts.get("JobState") == "COMPLETING" and facts.get("Reason") != "TimeLimit"
+        ):  # requeueing would bring back what somebody has cancelled
             log.info("job %s was cancelled: the same command, submitted again, goes on", own)
             return False
         if facts.get("BatchFlag") == "0":
             log.info("job %s is interactive and cannot be requeued: give the same command again, it goes on", own)
             return False
-        if facts.get("JobState") in ("PENDING", "REQUEUED"):
-            log.info("job %s is requeued already", own)
-            return True
         done = _scontrol("requeue", own)
         if done.returncode == 0:
             log.info("job %s is requeued and goes on from its checkpoint", own)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import signal
+from multiprocessing import resource_tracker
 from types import FrameType
-from typing import Any
 
 CHOICE = "VDM_WARNING_SIGNAL"  # the name that --signal was given, in scripts that give another one than USR1
 
+_holding = False
 _taken: list[int] = []
 
 
@@ -32,12 +33,18 @@ def warnings() -> tuple[signal.Signals, ...]:
 
 def hold() -> None:
     """Keep the warnings of a job waiting, in this process and in all that it will start. Nothing outside of a job."""
+    global _holding  # noqa: PLW0603  # as the mask, a fact of the process
     if in_job():
+        _holding = True
+        for number in warnings():
+            signal.signal(number, _remember)  # where some library unblocks it after all
+        signal.pthread_sigmask(signal.SIG_BLOCK, warnings())
+        resource_tracker.ensure_running()  # unblocks SIGTERM when it starts, so it starts now
         signal.pthread_sigmask(signal.SIG_BLOCK, warnings())
 
 
 def are_held() -> bool:
-    return in_job() and set(warnings()) <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return _holding
 
 
 def interrupt() -> None:
@@ -51,13 +58,14 @@ def warned() -> int | None:
     """The warning that has come, if one has."""
     if _taken:
         return _taken[0]
-    if not are_held():
-        return None
-    return next((int(number) for number in warnings() if number in signal.sigpending()), None)
+    return next((int(number) for number in warnings() if number in signal.sigpending()), None) if _holding else None
 
 
-def _take(number: int, frame: FrameType | Any) -> None:
-    first = not _taken
+def _remember(number: int, frame: FrameType | None) -> None:
     _taken.append(number)
-    if first:  # a second one must not disturb the tidying up
+
+
+def _take(number: int, frame: FrameType | None) -> None:
+    _taken.append(number)
+    if len(_taken) == 1:  # a second one must not disturb the tidying up
         raise KeyboardInterrupt
