@@ -21,11 +21,10 @@ from vdm.bounds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.conditions.base import Condition
 from vdm.diffusion.noise import generator_for
 from vdm.diffusion.objective import Objective
-from vdm.errors import ConfigError, DataError
+from vdm.errors import ConfigError
 from vdm.stages.diffusion import DiffusionStage, Previews
+from vdm.stages.planned import check_some_are_found, with_planned
 from vdm.types import VideoBatch
-
-ENOUGH = 64  # clips without a plan, and not one with: these are plans of other clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,44 +104,15 @@ class DysenStage(DiffusionStage):
 
     def with_plans(self, batch: VideoBatch) -> tuple[VideoBatch, float]:
         """The batch with planned graphs in the place of some gold ones, and their share of it."""
-        reads, times, keys = self.heard.reads, self.heard.times, batch["key"]
-        extras = dict(batch.get("extras", {}))
-        # Under the names of the gold ones, as only they are placed by the times of frames; the ticks of a plan are its own.
-        told = {name: list(extras[name]) for name in (reads, times) if name in extras}
-        told.setdefault(reads, [None] * len(keys))
-        found = 0
-        for position, (key, caption) in enumerate(zip(keys, batch["caption"], strict=True)):
-            if not self.is_planned(key):
-                continue
-            self.asked += 1
-            row = self.planned.get(key, caption)
-            if row is None or row["scene_graphs"] is None:
-                self.without_plan += 1
-                self._some_are_found()
-                continue
-            found += 1
-            told[reads][position] = row["scene_graphs"]
-            if times in told:
-                told[times][position] = None
-        return batch | {"extras": extras | told}, found / len(keys)
+        batch, asked, found = with_planned(batch, self.planned, self.heard, self.is_planned)
+        self.asked, self.without_plan = self.asked + asked, self.without_plan + asked - found
+        check_some_are_found(self.planned, self.asked, self.without_plan)
+        return batch, found / len(batch["key"])
 
     def is_planned(self, key: str) -> bool:
         """Drawn for (seed, step, key): whatever else is in the batch, on any rank and after a resume."""
         draw = torch.rand((), generator=generator_for(key, self.seed, "planned", self.step), dtype=torch.float64)
         return draw.item() < self.share.at(self.step)
-
-    def _some_are_found(self) -> None:
-        if self.without_plan == self.asked == ENOUGH:
-            remedy = (
-                "plan the captions of this split (python -m dysen.plan data=<data> split=train), or name their folder"
-            )
-            got = f"{self.planned.folder}, with {len(self.planned):,} clips"
-            raise DataError(
-                f"none of the first {ENOUGH} clips has a plan of its caption here",
-                key="stage.planned.folder",
-                got=got,
-                remedy=remedy,
-            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

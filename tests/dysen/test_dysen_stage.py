@@ -15,11 +15,12 @@ from test_scene_training import MODEL, SMALL, build_shapes, composed, write_auto
 
 from dysen.plan import main as plan
 from dysen.planning_corpus import PlannedGraphs
-from dysen.stages.dysen import ENOUGH, DysenStage, PlannedShare
+from dysen.stages.dysen import DysenStage, PlannedShare
 from vdm import checkpoint, config, lineage, restore, training
 from vdm.errors import ConfigError, DataError, RunError
 from vdm.launch import CONF
 from vdm.runs import Run
+from vdm.stages.planned import ENOUGH
 from vdm.types import LatentShape
 
 GRAPH = {"objects": [{"name": "ball", "attributes": []}], "actions": [], "relations": []}
@@ -65,7 +66,7 @@ class Alone:
     """What `with_plans` needs of a stage."""
 
     heard = type("Heard", (), {"reads": "scene_graphs", "times": "frame_ticks"})
-    with_plans, is_planned, _some_are_found = DysenStage.with_plans, DysenStage.is_planned, DysenStage._some_are_found
+    with_plans, is_planned = DysenStage.with_plans, DysenStage.is_planned
 
     def __init__(self, rows, share, step=0, seed=0):
         self.planned, self.step, self.seed = Rows(rows), step, seed

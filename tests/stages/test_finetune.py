@@ -334,24 +334,6 @@ class Rows:
         return self.rows.get((key, caption))
 
 
-def test_planned_graphs_come_first(world):
-    cfg = composed("stage=finetune", *STEPS, *world[1])
-    lineage.adopt(cfg)
-    stage = hydra.utils.instantiate(cfg.stage, _convert_="all")
-    graph = {"objects": [{"name": "ball", "attributes": []}], "actions": [], "relations": []}
-    batch = {"key": ["a", "b", "c"], "caption": ["x", "y", "z"],
-             "extras": {"scene_graphs": [[graph], None, [graph, graph]], "frame_ticks": [[0], None, [0]]}}  # fmt: skip
-    rows = Rows({("a", "x"): {"scene_graphs": [graph] * 3}, ("b", "other"): {"scene_graphs": [graph]},
-                 ("c", "z"): {"scene_graphs": None}})  # fmt: skip
-    told, without = stage.told(batch, rows)
-    assert told["extras"] == {"scene_graphs": [[graph] * 3, None, [graph, graph]], "frame_ticks": [None, None, [0]]}
-    assert without == 2
-    assert batch["extras"]["frame_ticks"][0] == [0], "the batch itself is as it was"
-    bare, without = stage.told({"key": ["a"], "caption": ["x"]}, rows)
-    assert (bare["extras"]["scene_graphs"], without) == ([[graph] * 3], 0)
-    assert stage.told(batch, None) == (batch, 0)
-
-
 def test_plans_need_a_model_that_hears_them_and_are_of_these_clips(world):
     deaf, hears = (composed("stage=finetune", *STEPS, *world[1], f"init.vdm={name}") for name in ("text", "graphs"))
     lineage.adopt(deaf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +17,15 @@ from vdm.autoencoder.base import VideoAutoencoder
 from vdm.bounds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.conditions.base import Condition
 from vdm.diffusion.objective import Objective
-from vdm.errors import ConfigError, DataError, RunError
+from vdm.errors import ConfigError, RunError
 from vdm.stages.diffusion import DiffusionStage, Previews
+from vdm.stages.planned import Plans, check_some_are_found, with_planned
 from vdm.stages.tuning import Tuning, trained
 from vdm.types import VideoBatch
 
 log = logging.getLogger(__name__)
 
 GRAPHS = "scene_graph"  # the condition that planned graphs are told to
-ENOUGH = 64  # clips without a plan, and not one with: these are plans of other clips
-
-
-class Plans(Protocol):
-    """What `python -m dysen.plan` wrote for a split."""
-
-    folder: str
-
-    def get(self, key: str, caption: str) -> Mapping[str, Any] | None: ...
 
 
 class FinetuneStage(DiffusionStage):
@@ -121,42 +113,24 @@ class FinetuneStage(DiffusionStage):
     # ---- what clips hear ------------------------------------------------------------------------------------------
 
     def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
-        told, without = self.told(batch, self.planned)
         if self.planned is None:
-            return super().losses(told)
-        self.asked += len(batch["key"])
-        self.without_plan += without
-        if self.without_plan == self.asked and self.asked >= ENOUGH:
-            raise DataError(f"none of the first {self.asked} clips has a plan of its caption here",
-                            key="stage.planned.folder", got=self.planned.folder,
-                            remedy="plan the captions of this split, or name their folder")  # fmt: skip
+            return super().losses(batch)
+        batch, asked, found = with_planned(batch, self.planned, self.conditions.members[GRAPHS])
+        self.asked, self.without_plan = self.asked + asked, self.without_plan + asked - found
+        check_some_are_found(self.planned, self.asked, self.without_plan)
         share = torch.tensor(self.without_plan / self.asked, device=self.device)
-        return super().losses(told) | {"without_plan": share}
+        return super().losses(batch) | {"without_plan": share}
 
     def validation_losses(self, batch: VideoBatch) -> dict[str, Tensor]:
-        return super().validation_losses(self.told(batch, self.planned_val)[0])
+        return super().validation_losses(self._told_in_validation(batch))
 
     def preview(self, batch: VideoBatch) -> dict[str, Tensor]:
-        return super().preview(self.told(batch, self.planned_val)[0])
+        return super().preview(self._told_in_validation(batch))
 
-    def told(self, batch: VideoBatch, plans: Plans | None) -> tuple[VideoBatch, int]:
-        """The batch with planned graphs in the place of its own, and how many of its clips have no plan."""
-        if plans is None:
-            return batch, 0
-        member, count = self.conditions.members[GRAPHS], len(batch["key"])
-        extras = dict(batch.get("extras", {}))
-        # Under the names of the gold ones, as only they are placed by the times of frames; the ticks of a plan are its own.
-        told = {name: list(extras.get(name) or [None] * count) for name in (member.reads, member.times) if name}
-        found = 0
-        for place, (key, caption) in enumerate(zip(batch["key"], batch["caption"], strict=True)):
-            row = plans.get(key, caption)
-            if row is None or row["scene_graphs"] is None:
-                continue
-            found += 1
-            told[member.reads][place] = row["scene_graphs"]
-            if member.times in told:
-                told[member.times][place] = None
-        return batch | {"extras": extras | told}, count - found
+    def _told_in_validation(self, batch: VideoBatch) -> VideoBatch:
+        if self.planned_val is None:
+            return batch
+        return with_planned(batch, self.planned_val, self.conditions.members[GRAPHS])[0]
 
     # ---- what is kept ---------------------------------------------------------------------------------------------
 
