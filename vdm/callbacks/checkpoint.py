@@ -119,12 +119,12 @@ class Checkpoint(pl.Callback):
 
     def _is_to_stop(self, trainer: pl.Trainer, stage: Stage) -> bool:
         """By a signal that this rank was sent, or any other."""
-        if self.stop_signal is None and (number := signals.warned()) is not None:
-            log.warning("warned by signal %d: stopping after this step; a checkpoint is written", number)
-            self.stop_signal = number
+        before, self.stop_signal = self.stop_signal, self.stop_signal or signals.warned()
         if trainer.world_size > 1:
             number = torch.tensor(float(self.stop_signal or 0), device=stage.device)
             self.stop_signal = int(trainer.strategy.reduce(number, reduce_op="max")) or None
+        if before is None and self.stop_signal is not None and trainer.is_global_zero:
+            log.warning("signal %d: stopping after this step; a checkpoint is written", self.stop_signal)
         return self.stop_signal is not None
 
     @property

@@ -156,7 +156,7 @@ def has_the_tasks(*, devices: int | str | list[int], num_nodes: int) -> None:
     ):
         return
     each = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else None
-    if each is not None and int(tasks) != each * num_nodes:
+    if each is not None and int(tasks) > 1 and int(tasks) != each * num_nodes:  # one starts the others by itself
         raise ConfigError(
             "srun starts one process for each device",
             key="trainer.devices",
