@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.distributed as distributed
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -40,9 +41,14 @@ class Adversarial(nn.Module):
 
 
 def adaptive_weight(objective: Tensor, generator: Tensor, last: Tensor) -> Tensor:
-    """Norm of the objective's gradient over the norm of the generator's, at the last layer (VQGAN, Eq. 7)."""
-    ours = torch.autograd.grad(objective, last, retain_graph=True)[0].norm()
-    theirs = torch.autograd.grad(generator, last, retain_graph=True)[0].norm()
+    """Norm of the objective's gradient over the norm of the generator's, at the last layer (VQGAN, Eq. 7): of the gradients of
+    all processes, so that their number does not matter.
+    """
+    gradients = torch.stack([torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (objective, generator)])
+    if distributed.is_initialized():
+        distributed.all_reduce(gradients)
+        gradients /= distributed.get_world_size()
+    ours, theirs = (gradient.norm() for gradient in gradients)
     return (ours / (theirs + 1e-4)).clamp(0.0, 1e4).detach()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from vdm.autoencoder.base import VideoAutoencoder
 from vdm.autoencoder.loss import AutoencoderLoss
 from vdm.bounds import NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.diffusion.noise import generator_for
 from vdm.stages.base import Stage
 from vdm.types import VideoBatch
 
@@ -48,8 +50,15 @@ class AutoencoderStage(Stage):
 
     def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
         video = batch["video"]
-        reconstruction, posterior = self.autoencoder(video)
+        posterior = self.autoencoder.posterior(video)
+        raw = posterior.mean + self._noise(batch["key"], like=posterior.mean) * (0.5 * posterior.logvar).exp()
+        reconstruction = self.autoencoder.reconstruct(raw)
         return self.loss(video, reconstruction, posterior, step=self.step, last_layer=self.autoencoder.last_layer)
+
+    def _noise(self, keys: Sequence[str], like: Tensor) -> Tensor:
+        """Of each clip at this step, whatever else is in the batch: any number of processes trains the same model."""
+        generators = (generator_for(key, self.seed, "posterior", self.step) for key in keys)
+        return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators]).to(like)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Before its start step the discriminator has no gradient at all, and optimizers pass over such parameters."""

@@ -97,6 +97,8 @@ class Sharded(DDPStrategy, Whole):
             self.model = self._layer_sync.apply(self.model)
         self.precision_plugin.convert_module(self.model)
         self.model_to_device()
+        for parameter in self.lightning_module.parameters():  # pieces know no other order than this
+            parameter.data = parameter.data.contiguous().flatten().view(parameter.shape)
         self.shard(trainer)
         self.is_sharded = True
         self.setup_precision_plugin()
@@ -126,7 +128,10 @@ class Sharded(DDPStrategy, Whole):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole tensors on the first rank. The others have the names only."""
-        state, parameters = self.lightning_module.state_dict(), dict(self.lightning_module.named_parameters())
+        state, parameters = (
+            self.lightning_module.state_dict(),
+            dict(self.lightning_module.named_parameters(remove_duplicate=False)),
+        )
         for name, parameter in parameters.items():
             if name in state and self.is_cut(parameter):
                 whole = self.whole(parameter, self.piece(parameter))

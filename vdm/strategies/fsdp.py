@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -82,7 +81,7 @@ class FSDP(Sharded):
     def whole(self, parameter: nn.Parameter, piece: Tensor) -> Tensor | None:
         if not isinstance(parameter, DTensor):
             return piece
-        return self._put_together(_as(parameter, piece.to(self.root_device)))
+        return self._put_together(_as(parameter, piece))
 
     def cut(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor):
@@ -91,7 +90,7 @@ class FSDP(Sharded):
         return parts[self.global_rank] if self.global_rank < len(parts) else whole[:0]
 
     def _put_together(self, tensor: DTensor) -> Tensor | None:
-        whole = tensor.full_tensor()
+        whole = tensor.to(self.root_device).full_tensor()
         return whole.to("cpu", copy=True) if self.is_global_zero else None
 
     def whole_weights(self) -> AbstractContextManager:
@@ -112,12 +111,12 @@ class FSDP(Sharded):
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        saved = getattr(optimizer, "_optimizer", optimizer).state_dict()
-        for entry in saved["state"].values():
-            for key, value in entry.items():
-                if isinstance(value, DTensor):
-                    entry[key] = self._put_together(value.to(self.root_device))
-        return saved
+        saved = getattr(optimizer, "_optimizer", optimizer).state_dict()  # its tensors are those in use
+        state = {
+            number: {key: self._put_together(v) if isinstance(v, DTensor) else v for key, v in entry.items()}
+            for number, entry in saved["state"].items()
+        }
+        return {**saved, "state": state}
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         (saved,), (optimizer,) = checkpoint["optimizer_states"], self.optimizers

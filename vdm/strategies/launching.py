@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from vdm import errors
 from vdm.errors import ConfigError, RunError, UserError
 
-JOB, RESULT, ERROR = "job.yaml", "result.json", "error-{rank}.json"
+JOB, CONTEXT, RESULT, ERROR = "job.yaml", "context.yaml", "result.json", "error-{rank}.json"
 PASSED_ON = (signal.SIGINT, signal.SIGTERM)
 OF_THEIR_OWN = (*(128 + number for number in PASSED_ON), 75)  # all end so when they are asked to
 GRACE = 10.0  # seconds that the others have when one has failed: they may be waiting for it
@@ -74,8 +74,9 @@ def run(cfg: DictConfig, processes: int) -> float | None:
     """What the first of the processes returns. What stops one of them stops all, and is raised here."""
     with tempfile.TemporaryDirectory(prefix="vdm-job-") as name:
         folder = Path(name)
+        OmegaConf.save(cfg, folder / JOB)
         known = {"hydra": HydraConfig.get()} if HydraConfig.initialized() else {}
-        OmegaConf.save({"config": cfg, "typed": sys.orig_argv, **known}, folder / JOB)
+        OmegaConf.save({"typed": sys.orig_argv, **known}, folder / CONTEXT)
         children = [_start(folder, rank, processes, port) for port in [_free_port()] for rank in range(processes)]
         with _passing_on(children):
             code = _wait(children)

@@ -31,15 +31,15 @@ def main(folder: Path, parent: int) -> None:
     rank = int(os.environ["RANK"])
     launch.log_to_stderr(logging.INFO if rank == 0 else logging.ERROR)
     setup_globals()
-    job = OmegaConf.load(folder / launching.JOB)
-    sys.orig_argv = list(job.typed)  # a run records the command that somebody has typed
-    if "hydra" in job:
-        HydraConfig.instance().set_config(OmegaConf.masked_copy(job, "hydra"))
+    context = OmegaConf.load(folder / launching.CONTEXT)
+    sys.orig_argv = list(context.typed)  # a run records the command that somebody has typed
+    if "hydra" in context:
+        HydraConfig.instance().cfg = OmegaConf.masked_copy(context, "hydra")  # which job of which sweep this is
     try:
         with launch.plain_errors():
             from vdm.training import train
 
-            value = train(job.config)
+            value = train(OmegaConf.load(folder / launching.JOB))
     except UserError as error:
         launching.tell(error, folder, rank)
         sys.exit(launch.USER_ERROR)

@@ -9,7 +9,6 @@ that is not finite changes nothing, checkpoints hold whole tensors, and all of i
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +16,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
