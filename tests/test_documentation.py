@@ -13,7 +13,8 @@ from vdm.launch import CONF
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = sorted((ROOT / "shellscripts").glob("*.sh"))
+SCRIPTS = sorted([*(ROOT / "shellscripts").rglob("*.sh"), *(ROOT / "shellscripts").rglob("*.sbatch")])
+OFFICIAL = sorted((ROOT / "shellscripts").glob("run_*.sh"))
 PRIMARY = {
     "train.py": "train", "evaluate.py": "evaluate", "sample.py": "sample", "data.prepare": "prepare",
     "data.precompute": "precompute", "vdm.export": "export", "vdm.merge": "merge", "dysen.plan": "plan",
@@ -75,12 +76,25 @@ def test_scripts_parse(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-def test_official_script_says_how_it_is_used():
-    command = ["bash", "shellscripts/run_train_vdm_autoencoder.sh"]
+@pytest.mark.parametrize("script", OFFICIAL, ids=lambda p: p.name)
+def test_official_script_says_how_it_is_used(script):
+    command = ["bash", str(script)]
     environment = {"PYTHON": "/bin/true", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2
     assert "usage" in done.stderr
+
+
+@pytest.mark.parametrize("script", OFFICIAL, ids=lambda p: p.name)
+def test_official_script_gives_a_command_that_composes(script):
+    environment = {"PYTHON": "/bin/echo", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", str(script), "it"], cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+    )
+    entry, *overrides = done.stdout.split()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra.compose(PRIMARY[entry], overrides=overrides)
+    assert len(script.read_text().splitlines()) <= 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

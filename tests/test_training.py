@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vdm import checkpoint
+from vdm import checkpoint, sweeps
 from vdm.runs import Run, all_runs
 from vdm.video import decode
 
@@ -106,6 +106,9 @@ def test_sweep_returns_the_metric_and_makes_one_run_each(shapes_root, tmp_path):
     runs = all_runs(tmp_path)
     assert len(runs) == 2
     assert all(r.state == "complete" and "val/psnr" in r.info["metrics"] for r in runs)
+    rows = sweeps.table(next((tmp_path / "sweeps").iterdir()))
+    assert [(row["seed"], row["state"], row["step"]) for row in rows] == [("0", "complete", 1), ("1", "complete", 1)]
+    assert {row["run"] for row in rows} == {r.name for r in runs}
 
 
 def test_asked_to_stop_it_saves_and_continues(shapes_root, tmp_path):

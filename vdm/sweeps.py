@@ -30,9 +30,9 @@ ENDED = ("complete", "done", "failed")
 # ---- notes: who writes what is one process for each file ------------------------------------------------------------
 
 
-def ask(folder: Path, *, overrides: Sequence[str], run: str | None, after: Sequence[str]) -> None:
+def ask(folder: Path, *, name: str, overrides: Sequence[str], run: str | None, after: Sequence[str]) -> None:
     """Of a job that is about to be submitted."""
-    content = {"overrides": list(overrides), "run": run, "after": list(after)}
+    content = {"name": name, "overrides": list(overrides), "run": run, "after": list(after)}
     write_atomically(folder / ASKED, json.dumps(content, indent=2) + "\n")
 
 
@@ -76,7 +76,7 @@ def _own_folder() -> Path | None:
 
 
 def noted(folder: Path) -> dict[str, Any]:
-    """All that is known of a job: overrides, run, after, and its number in SLURM as `job`."""
+    """All that is known of a job: name, overrides, run, after, and its number in SLURM as `job`."""
     job = _read(folder.parent / SUBMITTED).get("jobs", {}).get(folder.name)
     return {**_read(folder / ASKED), **_read(folder / STARTED), "job": job}
 

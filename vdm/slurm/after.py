@@ -30,7 +30,7 @@ class Awaited:
 
 
 def resolve(wanted: Sequence[int | str], output_root: Path) -> Awaited:
-    """Each is the number of a job, a run, or the folder of a sweep."""
+    """Each is the number of a job, a run, the name of a job, or the folder of a sweep."""
     clauses: dict[str, list[str]] = {"afterany": [], "afterok": []}
     folders: list[Path] = []
     for each in map(str, wanted):
@@ -53,16 +53,16 @@ def _jobs(wanted: str, output_root: Path) -> list[Path]:
         return []
     newest: dict[str, Path] = {}
     for note in sorted((output_root / "sweeps").glob(f"*/*/{sweeps.ASKED}"), key=lambda path: path.stat().st_mtime):
-        run = sweeps.noted(note.parent).get("run")
-        if run is not None:
-            newest[Path(run).name] = note.parent
+        known = sweeps.noted(note.parent)
+        names = {known.get("name"), Path(known["run"]).name if known.get("run") else None} - {None}
+        newest |= dict.fromkeys(names, note.parent)
     if name not in newest:
         remedy = (
             suggest(name, newest) or "submit what is to come before with hydra/launcher=slurm; or give a job's number"
         )
         raise RunError("nothing of this name is complete or was submitted", key=KEY, got=wanted,
                        allowed=list(newest) or f"nothing: no jobs in {output_root / 'sweeps'}", remedy=remedy)  # fmt: skip
-    return [newest[name].absolute()]
+    return [] if is_done(newest[name]) else [newest[name].absolute()]
 
 
 def is_done(folder: Path) -> bool:

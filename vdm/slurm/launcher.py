@@ -132,7 +132,7 @@ class SlurmLauncher(Launcher):
         runs.write_atomically(path, script)
         for job in jobs:
             shown = [word for word in job.overrides if not word.startswith("hydra.")]
-            sweeps.ask(job.folder, overrides=shown, run=runs_of[job.number], after=awaited.folders)
+            sweeps.ask(job.folder, name=name, overrides=shown, run=runs_of[job.number], after=awaited.folders)
         number = queue.submit(path)
         sweeps.submitted(
             sweep, program=shlex.join(program), jobs={job.number: f"{number}_{job.number}" for job in jobs}
