@@ -16,6 +16,7 @@ OF_THE_MACHINE = (
     "vdm.checks.devices_exist",
     "vdm.conditions.presence.encoders_are_there",
     "vdm.lineage.plans_are_there",
+    "vdm.strategies.checks.packages_are_there",
 )
 ROOTS = {path.stem: path for path in CONF.glob("*.yaml")}
 

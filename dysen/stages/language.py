@@ -70,10 +70,11 @@ class LanguageStage(Stage):
         true = lessons.ids[:, 1:][wanted]
         right = (scores.argmax(-1) == true).float()
         new = lessons.explained[:, 1:][wanted].float()
-        plans, middle = F.cross_entropy(scores, true), self.language.middle
+        middle = self.language.middle
         hints = self._hint_loss(layers[middle - 1], lessons.hints)
         verbs = self._verb_loss(layers[middle - 1], lessons.verbs)
-        counts = _count_loss(counted.scores, lessons)
+        terms = torch.stack([F.cross_entropy(scores, true), hints, verbs, _count_loss(counted.scores, lessons)])
+        plans, hints, verbs, counts = terms * self._shares(lessons, like=terms)
         return {
             "loss": plans + self.hint_weight * (hints + verbs + counts),
             "plans": plans,
@@ -83,6 +84,19 @@ class LanguageStage(Stage):
             "tokens_right": right.mean(),
             "new_verbs_right": (right * new).sum() / new.sum().clamp(min=1),  # of those that a demonstration explains
         }
+
+    def _shares(self, lessons: LessonBatch, like: Tensor) -> Tensor:
+        """What the means of this process, over so many tokens, count in those of all: their mean is then one over all tokens."""
+        if not self.training or self._trainer is None or self._trainer.world_size == 1:
+            return torch.ones_like(like)
+        sizes = (
+            lessons.wanted[:, 1:].sum(),
+            (lessons.hints[:, 2:] != IGNORED).sum(),
+            len(lessons.verbs),
+            _inside(lessons).sum(),
+        )
+        own = torch.tensor([float(size) for size in sizes], device=like.device)
+        return own / self.trainer.strategy.reduce(own.clone(), reduce_op="mean").clamp(min=1e-6)
 
     def _hint_loss(self, read: Tensor, hints: Tensor) -> Tensor:
         """At each verb of a caption its event is known, except what a new verb means. Without this, finding the event that
@@ -126,5 +140,10 @@ def _count_loss(scores: Tensor, lessons: LessonBatch) -> Tensor:
     """Which tokens of a caption are verbs that tell an event."""
     is_verb = torch.zeros_like(scores)
     is_verb[lessons.hints[:, 0], lessons.hints[:, 1]] = 1.0
-    inside = (lessons.ids == CAPTION).cumsum(1) > (lessons.ids == PLAN).cumsum(1)
+    inside = _inside(lessons)
     return 10 * F.binary_cross_entropy_with_logits(scores[inside], is_verb[inside])
+
+
+def _inside(lessons: LessonBatch) -> Tensor:
+    """b n: tokens of captions."""
+    return (lessons.ids == CAPTION).cumsum(1) > (lessons.ids == PLAN).cumsum(1)
