@@ -11,6 +11,10 @@ from vdm.strategies import launching  # noqa: E402
 
 
 def main(cfg: DictConfig) -> float | None:
+    if cfg.preflight is True:
+        from vdm.training import preflight
+
+        return preflight(cfg)
     if (processes := launching.count(cfg.trainer)) > 1:
         return launching.run(cfg, processes)
     from vdm.training import train  # late: Lightning takes seconds to import

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "callbacks": FOUNDATION | {"checkpoint", "ema", "runs", "slurm", "stages", "strategies", "watching"},
     "strategies": {"bounds", "errors", "launch", "slurm", "training"},
     "watching": set(),
+    "preflight": FOUNDATION | {"ema", "stages", "watching"},
     "types": set(),
     "video": {"errors"},
     "errors": set(),

@@ -127,6 +127,12 @@ def devices_exist(*, accelerator: str, devices: int | str | list[int]) -> None:
         raise ConfigError("more devices than there are", key="trainer.devices", got=devices, allowed=f"up to {present}")
 
 
+def preflight_is_known(*, preflight: bool | str) -> None:
+    known = ("quick", True, False)
+    if not any(preflight is each or preflight == each for each in known):
+        raise ConfigError("unknown kind of preflight", key="preflight", got=preflight, allowed="quick, true, false")
+
+
 def seed_is_whole(*, seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ConfigError("the seed is a whole number", key="seed", got=seed, allowed="0 to 4294967295")

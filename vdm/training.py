@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -21,10 +23,12 @@ from vdm.callbacks.checkpoint import FolderCheckpointIO
 from vdm.errors import ConfigError, RunError
 from vdm.faults import told_plainly
 from vdm.metrics_file import MetricsFile
+from vdm.preflight.check import Preflight
 from vdm.runs import Run
 from vdm.slurm import environment, job
 from vdm.stages.base import Origin, Stage
 from vdm.strategies import launching
+from vdm.watching.devices import resident
 
 log = logging.getLogger(__name__)
 
@@ -115,15 +119,11 @@ def _already_done(run: Run, settings: dict[str, Any]) -> float | None:
 
 def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None, leader: bool) -> float | None:
     _quieten_lightning()
-    pl.seed_everything(settings["seed"], verbose=False)  # initial weights; every step seeds itself
-    datamodule = instantiate(cfg.get("texts") or cfg.data, _convert_="all")
-    datamodule.run_folder = run.folder
-    datamodule.setup("fit")
-    stage: Stage = instantiate(cfg.stage, _convert_="all")
-    parents = run.info.get("lineage", [])
-    if start is None or stage.needs_parents:
-        parents = _load_parents(stage, settings, checkpoint.parent_of(start) if start is not None else None)
-    stage.prepare(run.folder)
+    before = resident()
+    datamodule, stage, parents = _built(cfg, settings, run, start)
+    if settings["preflight"] and start is None:
+        with torch.random.fork_rng(devices=[]):
+            Preflight(stage=stage, datamodule=datamodule, settings=settings, before=before).short()
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
     for callback in callbacks:
         callback.run = run
@@ -169,6 +169,31 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
     if not done and stage.step == (resumed_step or 0):
         raise RunError("training ended without a single step", got=f"step {stage.step} of {trainer.max_steps}")
     return _metric(metrics, settings)
+
+
+def preflight(cfg: DictConfig) -> None:
+    """What the job would take, and whether it is there, on standard output. Leaves nothing behind."""
+    lineage.adopt(cfg)
+    settings = {key: value for key, value in config.resolve(cfg).items() if key != "hydra"}
+    _quieten_lightning()
+    before = resident()
+    run = runs.locate(settings, stage=settings["stage"]["name"], data=settings["data"]["name"])
+    datamodule, stage, _ = _built(cfg, settings, run, None)
+    sys.stdout.write(Preflight(stage=stage, datamodule=datamodule, settings=settings, before=before).full() + "\n")
+
+
+def _built(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None) -> tuple[Any, Stage, list]:
+    """The data, the stage and what it starts from."""
+    pl.seed_everything(settings["seed"], verbose=False)  # initial weights; every step seeds itself
+    datamodule = instantiate(cfg.get("texts") or cfg.data, _convert_="all")
+    datamodule.run_folder = run.folder
+    datamodule.setup("fit")
+    stage: Stage = instantiate(cfg.stage, _convert_="all")
+    parents = run.info.get("lineage", [])
+    if start is None or stage.needs_parents:
+        parents = _load_parents(stage, settings, checkpoint.parent_of(start) if start is not None else None)
+    stage.prepare(run.folder)
+    return datamodule, stage, parents
 
 
 def _quieten_lightning() -> None:

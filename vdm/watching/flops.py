@@ -70,17 +70,10 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            count = formula(*args, **(kwargs or {}), out_val=out)
-        elif func._overloadpacket in OF_A_CPU:
-            shapes = [each.shape for each in args if isinstance(each, torch.Tensor)]
-            count = OF_A_CPU[func._overloadpacket](*shapes[: 4 if "backward" in func.__name__ else 3])
-        else:
-            return out
-        self.by_phase[self._phase] += count
-        if self._depth:
-            self.again += count
+        count = _count(func, args, kwargs or {}, out)
+        if count:
+            self.by_phase[self._phase] += count
+            self.again += count * (self._depth > 0)
         return out
 
     def result(self) -> StepFlops:
@@ -95,6 +88,18 @@ class FlopCounter(TorchDispatchMode):
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._depth:
             self._depth -= 1
+
+
+def _count(func: Any, args: tuple, kwargs: dict, out: Any) -> int:
+    packet = func._overloadpacket
+    if packet in flop_registry:
+        return flop_registry[packet](*args, **kwargs, out_val=out)
+    if packet in OF_A_CPU:
+        shapes = [each.shape for each in args if isinstance(each, torch.Tensor)]
+        return OF_A_CPU[packet](*shapes[: 4 if "backward" in func.__name__ else 3])
+    if func.namespace == "mkldnn" and "_linear_pointwise" in func.__name__:  # vdm.layers.product
+        return 2 * args[0].shape[-1] * out.numel()
+    return 0
 
 
 def _is_in_backward() -> bool:
