@@ -1,0 +1,54 @@
+"""What a strategy cannot do, said before anything is built. Named by `checks` in conf/. Light: nothing is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vdm.errors import ConfigError
+from vdm.strategies import launching
+
+OURS = "vdm.strategies."
+ZERO = "vdm.strategies.zero.Zero"
+PRECISIONS = ("32-true", "bf16-mixed")
+WHOLE_MATRICES = ("vdm.stages.muon.Muon", "torch.optim.Muon")
+
+
+def strategy_fits(*, strategy: Any, precision: str | int, optimizer: Mapping[str, Any]) -> None:
+    """With the precision, and with the optimizer of the stage."""
+    target = str(strategy.get("_target_")) if isinstance(strategy, Mapping) else str(strategy)
+    if target.startswith("deepspeed") or target == "fsdp":
+        remedy = (
+            "set trainer=fsdp, or trainer=deepspeed_zero1, deepspeed_zero2 or deepspeed_zero3, without trainer.strategy"
+        )
+        raise ConfigError("this strategy keeps checkpoints of its own form", key="trainer.strategy", got=target,
+                          remedy=remedy)  # fmt: skip
+    if target.startswith(OURS) and str(precision) not in PRECISIONS:
+        raise ConfigError("this strategy does not know the precision", key="trainer.precision", got=precision,
+                          allowed=PRECISIONS)  # fmt: skip
+    if target == ZERO and optimizer.get("_target_") in WHOLE_MATRICES:
+        remedy = "set stage.optimizer._target_=torch.optim.AdamW without what only Muon knows, or trainer=fsdp or ddp"
+        raise ConfigError("ZeRO cuts matrices into pieces, and Muon needs whole ones", key="stage.optimizer._target_",
+                          got=optimizer["_target_"], remedy=remedy)  # fmt: skip
+
+
+def packages_are_there(*, strategy: Any) -> None:
+    is_zero = isinstance(strategy, Mapping) and strategy.get("_target_") == ZERO
+    if is_zero and importlib.util.find_spec("deepspeed") is None:
+        remedy = "pip install -c constraints.txt -e .[deepspeed], or use trainer=fsdp"
+        raise ConfigError("ZeRO needs the package deepspeed", key="trainer.strategy", got=ZERO, remedy=remedy)
+
+
+def one_process(*, stage: str, accelerator: str, devices: Any, num_nodes: int) -> None:
+    """Of stages that keep what they have learned in one place."""
+    others = int(os.environ.get("WORLD_SIZE") or 1)
+    trainer = OmegaConf.create({"accelerator": accelerator, "devices": devices, "num_nodes": num_nodes})
+    found = others if others > 1 else launching.count(trainer)
+    if found > 1:
+        remedy = "set trainer=auto, or trainer.devices=1"
+        raise ConfigError(f"stage={stage} is trained by one process", key="trainer.devices", got=found, allowed=1,
+                          remedy=remedy)  # fmt: skip
