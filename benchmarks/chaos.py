@@ -85,7 +85,8 @@ class World:
             name = "-".join(map(str, key)).replace(" ", "_")
             clean = Trial(self, self.folder / "undisturbed" / name, trial.stage, more=trial.more)
             make(clean)
-            assert clean.codes and not any(clean.codes), f"the undisturbed run ended with {clean.codes}: {clean.said()}"
+            assert clean.codes, "the undisturbed run was not started"
+            assert not any(clean.codes), f"the undisturbed run ended with {clean.codes}: {clean.said()}"
             self.references[key] = clean.result()
         return self.references[key]
 
@@ -153,7 +154,7 @@ class Trial:
 
     def said(self) -> str:
         path = self.output / "said.txt"
-        return path.read_text(encoding="utf-8", errors="replace")[-3000:] if path.exists() else ""
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def result(self) -> Any:
         """Everything that must be the same."""
@@ -277,7 +278,7 @@ def unleash(
             flush=True,
         )
         if outcome in HARM:
-            print("    " + trial.said().replace("\n", "\n    "), flush=True)
+            print("    " + trial.said()[-4000:].replace("\n", "\n    "), flush=True)
     return outcomes
 
 

@@ -71,7 +71,7 @@ def killed(trial: Trial, draw: Random) -> str:
 
 def killed_while_writing(trial: Trial, draw: Random) -> str:
     """Between two of the moments at which something must have reached the disk: in checkpoints, run.json, metrics."""
-    left = draw.randint(3, 70)
+    left = draw.randint(3, 30)
 
     def inject() -> None:
         sync = os.fsync

@@ -45,14 +45,17 @@ def save(folder: Path, checkpoint: Mapping[str, Any], *, step: int) -> None:
         adapter = rest.pop("adapter", None)
         if adapter is not None:
             (partial / adapters.FILE).write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
-        torch.save(rest, partial / "trainer.pt")
+        try:
+            torch.save(rest, partial / "trainer.pt")
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(str(error).splitlines()[0]) from error
         files = {str(p.relative_to(partial)): _fact(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = {"format": FORMAT, "step": step, "files": files}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in partial.rglob("*"):
             _sync(path)
         _move_into_place(partial, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         remedy = "free space or set paths.output_root to another disk, then run the same command again: it resumes"
         raise RunError("the checkpoint could not be written", got=f"{folder}: {error}", remedy=remedy) from error

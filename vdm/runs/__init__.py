@@ -119,9 +119,9 @@ class Run:
     def update(self, **values: Any) -> None:
         """Change entries of run.json; the file is replaced whole, and what it said before stays beside it."""
         before = self.info
-        if before:
-            write_atomically(self.folder / BEFORE, _text(before))
-        write_atomically(self.folder / RECORD, _text({**before, **values}))
+        now = {**before, **values}
+        write_atomically(self.folder / BEFORE, _text(before or now))
+        write_atomically(self.folder / RECORD, _text(now))
 
     def set_aside(self, damaged: Path) -> None:
         """Nobody takes it for a checkpoint any more, and whoever wants to know what happened still has it."""
