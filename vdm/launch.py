@@ -28,7 +28,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vdm import config, lineage, sweeps
+from vdm import config, lineage, secrets, sweeps
 from vdm.errors import ConfigError, UserError, suggest
 from vdm.slurm import job
 
@@ -42,6 +42,8 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     # Threads that wait for each other spin, and where the cores are shared that made a training step ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     log_to_stderr()
+    secrets.say_no_secrets()
+    sys.argv[1:] = secrets.put_away(sys.argv[1:])
     job.name_processes()
 
     failed = False
@@ -110,13 +112,14 @@ def _top_level(config_name: str) -> set[str]:
 def _say(error: UserError) -> None:
     """Once, not once a rank."""
     if os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0":
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.write(secrets.redact(f"{type(error).__name__}: {error}\n"))
         sys.stderr.flush()
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    plain = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    handler.setFormatter(secrets.Redacting(plain))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

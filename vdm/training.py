@@ -25,6 +25,7 @@ from vdm.faults import told_plainly
 from vdm.metrics_file import MetricsFile
 from vdm.preflight.check import Preflight
 from vdm.runs import Run
+from vdm.secrets import redact
 from vdm.slurm import environment, job
 from vdm.stages.base import Origin, Stage
 from vdm.strategies import launching
@@ -285,7 +286,7 @@ def _load_published(backbone: Any, source: str, init: dict[str, Any], objective:
 
 def _record_start(cfg, settings, run: Run, parents, datamodule, resumed_step: int | None) -> None:
     text = OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in settings.items() if key != "checks"}))
-    runs.write_atomically(run.folder / "config.yaml", text)
+    runs.write_atomically(run.folder / "config.yaml", redact(text))
     facts = {"stage": settings["stage"]["name"], "data": settings["data"]["name"], "lineage": parents}
     if resumed_step is None:
         facts |= {"command": runs.typed("train.py"), "data_fingerprint": datamodule.fingerprint}

@@ -23,6 +23,7 @@ from vdm.watching.stragglers import find_straggler
 log = logging.getLogger(__name__)
 
 PROBE = {"cuda": 4096, "cpu": 384}  # side of the product that every rank computes by itself
+BETWEEN = ("validation", "checkpoint", "samples", "logging")  # no part of a training step
 LEARNING = ("autoencoder", "encoding", "forward", "backward")
 
 
@@ -72,20 +73,22 @@ class Timing(pl.Callback):
         mine[OTHER] += sum(value for name, value in seconds.items() if name not in ORDER) / taken
         ranks, probes, peaks = self._gathered(trainer, stage, mine)
         step = sum(sum(each.values()) for each in ranks) / len(ranks)
-        values = {f"perf/time_{name}": sum(each[name] for each in ranks) / len(ranks) for name in ORDER}
+        means = {name: sum(each[name] for each in ranks) / len(ranks) for name in ORDER}
+        values = {f"perf/time_{name}": seconds for name, seconds in means.items() if seconds}
         values |= {
             "perf/time_step": step,
-            "perf/data_wait": values["perf/time_data_wait"] / step,
+            "perf/data_wait": means["data_wait"] / step,
             "perf/clips_per_second": (stage.samples_seen - self._samples) / taken / step,
             "perf/peak_memory_gb": max(peaks) / 1e9,
         }
-        stage.report(values | self._speed(taken * step), reduce=False)
+        training = sum(seconds for name, seconds in means.items() if name not in BETWEEN)
+        stage.report(values | self._speed(taken * training), reduce=False)
         if len(ranks) > 1:
             self._name_straggler(trainer, stage, ranks, probes, step)
         self._restart(stage)
 
     def _speed(self, seconds: float) -> dict[str, float]:
-        """Of one device, where the operations of every batch have been counted."""
+        """Of one device while it trains, where the operations of every batch have been counted."""
         counts = [(self.flops.get(shape), times) for shape, times in self._shapes.items()]
         if not counts or any(count is None for count, _ in counts):
             return {}

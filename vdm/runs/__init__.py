@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from vdm.errors import ConfigError, RunError, suggest
+from vdm.secrets import redact
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _text(facts: Mapping[str, Any]) -> str:
-    return json.dumps(facts, indent=2, default=str) + "\n"
+    return redact(json.dumps(facts, indent=2, default=str)) + "\n"
 
 
 @functools.cache
@@ -307,7 +308,7 @@ def typed(program: str) -> str | None:
     words = [Path(word).name for word in sys.orig_argv]
     if program not in words:
         return None
-    return shlex.join(["python", program, *sys.orig_argv[words.index(program) + 1 :]])
+    return shlex.join(["python", program, *map(redact, sys.orig_argv[words.index(program) + 1 :])])
 
 
 def _git(folder: Path, *arguments: str) -> str:
