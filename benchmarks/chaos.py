@@ -253,7 +253,12 @@ def main() -> None:
 
 
 def unleash(
-    folder: Path, faults: int, seed: int, only: str | None = None, sabotage: bool = False
+    folder: Path,
+    faults: int,
+    seed: int,
+    only: str | None = None,
+    sabotage: bool = False,
+    stages: Sequence[str] = tuple(STAGES),
 ) -> dict[str, Counter[str]]:
     """Outcomes by kind."""
     import vdm.training  # noqa: F401 - before the first fork
@@ -270,13 +275,11 @@ def unleash(
         kind = only or list(KINDS)[number % len(KINDS)]
         draw = random.Random(f"{seed}/{number}")
         began = time.monotonic()
-        trial = Trial(world, folder / f"{number:03d}", draw.choice(list(STAGES)))
+        trial = Trial(world, folder / f"{number:03d}", draw.choice(stages))
         outcome = KINDS[kind](trial, draw)
         outcomes[kind][outcome] += 1
-        print(
-            f"{number:3d} {kind:34} {trial.stage:11} {trial.codes!s:18} {outcome}, {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+        seconds = time.monotonic() - began
+        print(f"{number:3d} {kind:30} {trial.stage:11} {trial.codes!s:15} {outcome}, {seconds:.0f} s", flush=True)
         if outcome in HARM:
             print("    " + trial.said()[-4000:].replace("\n", "\n    "), flush=True)
     return outcomes
