@@ -22,7 +22,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
@@ -245,9 +246,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        outcomes = unleash(
-            options.folder or Path(temporary), options.faults, options.seed, options.only, options.sabotage
-        )
+        folder, kinds = options.folder or Path(temporary), [options.only] if options.only else None
+        with blind() if options.sabotage else nullcontext():
+            outcomes = unleash(folder, options.faults, options.seed, kinds=kinds)
     print(table(outcomes))
     sys.exit(1 if harm(outcomes) else 0)
 
@@ -256,23 +257,21 @@ def unleash(
     folder: Path,
     faults: int,
     seed: int,
-    only: str | None = None,
-    sabotage: bool = False,
+    *,
+    kinds: Sequence[str] | None = None,
     stages: Sequence[str] = tuple(STAGES),
 ) -> dict[str, Counter[str]]:
-    """Outcomes by kind."""
+    """Outcomes by kind, of which there are 17."""
     import vdm.training  # noqa: F401 - before the first fork
     from benchmarks.chaos_faults import KINDS
 
     world = World(folder)
     if not world.data.exists():
         world.prepare()
-    if sabotage:
-        checkpoint.damage = lambda path: None
-        checkpoint.load = _unchecked(checkpoint.load)
+    kinds = kinds or list(KINDS)
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(faults):
-        kind = only or list(KINDS)[number % len(KINDS)]
+        kind = kinds[number % len(kinds)]
         draw = random.Random(f"{seed}/{number}")
         began = time.monotonic()
         trial = Trial(world, folder / f"{number:03d}", draw.choice(stages))
@@ -285,9 +284,12 @@ def unleash(
     return outcomes
 
 
-def _unchecked(load: Callable) -> Callable:
-    def reading(folder: Path) -> Any:
-        fact = checkpoint._fact
+@contextmanager
+def blind() -> Iterator[None]:
+    """Checkpoints are believed: damage must then show in the outcomes, or these are worth nothing."""
+    damage, load, fact = checkpoint.damage, checkpoint.load, checkpoint._fact
+
+    def believing(folder: Path) -> Any:
         manifest = json.loads((folder / "manifest.json").read_text())["files"]
         checkpoint._fact = lambda path: manifest[str(path.relative_to(folder))]
         try:
@@ -295,7 +297,11 @@ def _unchecked(load: Callable) -> Callable:
         finally:
             checkpoint._fact = fact
 
-    return reading
+    checkpoint.damage, checkpoint.load = lambda folder: None, believing
+    try:
+        yield
+    finally:
+        checkpoint.damage, checkpoint.load = damage, load
 
 
 def table(outcomes: dict[str, Counter[str]]) -> str:
