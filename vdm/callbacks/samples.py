@@ -35,7 +35,8 @@ class Samples(pl.Callback):
                 self.write(trainer, stage)
 
     def on_train_end(self, trainer: pl.Trainer, stage: Stage) -> None:
-        if self.every and self._done < stage.step:
+        is_interrupted = any(getattr(callback, "stop_signal", None) is not None for callback in trainer.callbacks)
+        if self.every and self._done < stage.step and not is_interrupted:  # whoever stops it will not wait for videos
             with stage.phases("samples"):
                 self.write(trainer, stage)
 
