@@ -18,6 +18,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -25,6 +26,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,6 +54,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     def checked(cfg: DictConfig) -> Any:
         nonlocal failed
         try:
+            _check_launcher()
             sweeps.pin(cfg)
             lineage.adopt(cfg)
             config.check(cfg, _top_level(config_name))
@@ -77,6 +80,13 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
         failed = True
     if failed:
         sys.exit(USER_ERROR)
+
+
+def _check_launcher() -> None:
+    chosen = HydraConfig.get().runtime.choices.get("hydra/launcher")
+    if HydraConfig.get().mode == RunMode.RUN and chosen not in (None, "basic"):
+        remedy = "add -m, also for a single job: python train.py -m ..."
+        raise ConfigError("a launcher starts sweeps, and this is none", key="hydra/launcher", got=chosen, remedy=remedy)
 
 
 def _look(cfg: DictConfig, *, config_name: str, waits: bool) -> None:

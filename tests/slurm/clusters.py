@@ -51,6 +51,10 @@ class Cluster:
         """What runs on the node goes on, and nobody hears of it any more."""
         os.kill(int((self.folder / "run" / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
 
+    def bring_back(self, node):
+        self.call("slurmd", "-N", node)
+        until(lambda: "idle" in self.call("sinfo", "--noheader", f"--nodes={node}", "--format=%T"), 60)
+
     def wait(self, sweep, *, seconds=240):
         """Until all jobs of a sweep have ended. Says what they said if they do not."""
         until(lambda: self.have_ended(sweep), seconds, lambda: f"{self.call('squeue', '--array')}\n{logs(sweep)}")

@@ -106,8 +106,12 @@ def test_the_sweep_of_the_readme(cluster, shapes_root, tmp_path):
         until(lambda folder=folder: steps(run_of(folder)) > 5, 300, lambda: logs(sweep))
     cluster.call("scancel", "--signal=USR1", job_of(warned))
     cluster.call("scontrol", "requeue", job_of(requeued))
-    cluster.lose_daemon(cluster.facts(job_of(lost))["NodeList"])
-    cluster.wait(sweep, seconds=900)
+    node = cluster.facts(job_of(lost))["NodeList"]
+    cluster.lose_daemon(node)
+    try:
+        cluster.wait(sweep, seconds=900)
+    finally:
+        cluster.bring_back(node)
     assert {row["state"] for row in sweeps.table(sweep)} == {"complete"}, logs(sweep)
     assert all(cluster.facts(job_of(folder))["Restarts"] == "1" for folder in (warned, requeued, lost)), logs(sweep)
     objectives = [word.partition("=")[2].split(",") for word in given if word.startswith("objective=")][0]

@@ -14,7 +14,7 @@ SWEEP = Path("/runs/a sweep")
 
 
 def settings(**changed):
-    given = OmegaConf.to_container(OmegaConf.load(CONF / "hydra" / "launcher" / "slurm.yaml"))["hydra"]["launcher"]
+    given = OmegaConf.to_container(OmegaConf.load(CONF / "hydra" / "launcher" / "slurm.yaml"))
     return Settings(**{name: value for name, value in given.items() if name != "_target_"} | changed)
 
 

@@ -7,9 +7,12 @@ signals that training needs, and sends pickled functions.)
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +54,15 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
-        sweep = Path(str(self.config.hydra.sweep.dir)).absolute()
+        if initial_job_idx == 0:
+            asked = Path(self.settings.folder).absolute()
+            self.sweep = asked if self.settings.dry_run else _claimed(asked)
         try:
-            self._launch(job_overrides, initial_job_idx, sweep)
+            self._launch(job_overrides, initial_job_idx, self.sweep)
         finally:
-            if not any(sweep.glob("*/")):  # Hydra has made the folder of what was refused, or only looked at
-                _forget(sweep)
+            for folder in {Path(str(self.config.hydra.sweep.dir)).absolute(), self.sweep}:
+                if not any(folder.glob("*/")):  # made by Hydra and not used, or for what was refused or only looked at
+                    _forget(folder)
         return []
 
     def _launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep: Path) -> None:
@@ -66,8 +72,9 @@ class SlurmLauncher(Launcher):
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             composed = self._composed(number, overrides)
             runs_of[number] = self._look(composed)
-            given = [*filter_overrides(overrides), f"hydra.run.dir={sweep / str(number)}"]
+            given = [*filter_overrides(overrides), f"hydra.run.dir={_quoted(sweep / str(number))}"]
             jobs.append(Job(number, given, sweep / str(number), self._shape(composed)))
+        _check_distinct([run for run in runs_of.values() if run is not None])
         for _, alike in itertools.groupby(sorted(jobs, key=lambda job: job.shape), key=lambda job: job.shape):
             self._submit(list(alike), runs_of, awaited, sweep)
 
@@ -133,7 +140,12 @@ class SlurmLauncher(Launcher):
         for job in jobs:
             shown = [word for word in job.overrides if not word.startswith("hydra.")]
             sweeps.ask(job.folder, name=name, overrides=shown, run=runs_of[job.number], after=awaited.folders)
-        number = queue.submit(path)
+        try:
+            number = queue.submit(path)
+        except ConfigError:
+            for job in jobs:
+                shutil.rmtree(job.folder)
+            raise
         sweeps.submitted(
             sweep, program=shlex.join(program), jobs={job.number: f"{number}_{job.number}" for job in jobs}
         )
@@ -151,6 +163,29 @@ class SlurmLauncher(Launcher):
         sys.stdout.flush()
 
 
+def _check_distinct(folders: list[str]) -> None:
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        remedy = "leave out run.id; or give each its own: run.id=a,b"
+        raise ConfigError("these jobs would all be one run", key="run.id", got=Path(twice).name, remedy=remedy)
+
+
+def _claimed(sweep: Path) -> Path:
+    """Hydra names the folder by the second; of two sweeps in the same one the later gets another."""
+    for number in itertools.count(1):
+        folder = sweep if number == 1 else sweep.with_name(f"{sweep.name}-{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), (folder / sweeps.SUBMITTED).open("x"):
+            return folder
+    raise AssertionError("counting does not end")
+
+
+def _quoted(path: Path) -> str:
+    """For the grammar of Hydra."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w/.:+-]+", text) else "'" + text.replace("'", "\\'") + "'"
+
+
 def _program() -> list[str]:
     """What follows the interpreter in this command, without its arguments."""
     words = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
@@ -161,6 +196,8 @@ def _program() -> list[str]:
 
 def _forget(sweep: Path) -> None:
     (sweep / "multirun.yaml").unlink(missing_ok=True)
+    if (sweep / sweeps.SUBMITTED).exists() and not (sweep / sweeps.SUBMITTED).stat().st_size:
+        (sweep / sweeps.SUBMITTED).unlink()
     for folder in (sweep, sweep.parent):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -22,6 +22,7 @@ MEMORY = re.compile(r"\d+[KMGT]?", re.IGNORECASE)
 class Settings:
     """What a user chooses under hydra.launcher; conf/hydra/launcher/slurm.yaml says what each is."""
 
+    folder: str
     name: str | None
     partition: str | None
     account: str | None
