@@ -104,7 +104,8 @@ def test_find(tmp_path):
 
 def test_a_broken_run_json_is_said(tmp_path):
     run = make_run(tmp_path, "a")
-    (run.folder / "run.json").write_text("{")
+    for path in (run.folder / runs.RECORD, run.folder / runs.BEFORE):
+        path.write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
         _ = run.state
 

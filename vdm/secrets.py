@@ -15,7 +15,7 @@ from typing import Any
 
 HIDDEN = "***"
 _ENDS = r"(?:api_?key|secret|token|passwd|password|credentials?|access_?key(?:_?id)?|secret_?key)"
-SETTING = re.compile(rf"(?i)((?:[\w.@/+~]*[._])?\+*{_ENDS}['\"]?\s*[=:]\s*)([^\s,\]}}'\"]+|'[^']*'|\"[^\"]*\")")
+SETTING = re.compile(rf"(?i)(?<![A-Za-z0-9])({_ENDS}['\"]?\s*[=:]\s*)(['\"]?)([^\s,\]}}'\"]+)")
 VARIABLE = re.compile(r"(?i)(key|token|secret|passw(or)?d|credentials?)(_id)?$")
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@\s'\"]*:[^/@\s'\"]+@")
 PLAIN = re.compile(r"(?i)^(null|none|true|false|\*\*\*|\$\{.*)$")  # values that tell nothing
@@ -30,7 +30,7 @@ def redact(text: str) -> str:
     for value in _of_environment():
         text = text.replace(value, HIDDEN)
     text = URL.sub(rf"\1{HIDDEN}@", text)
-    return SETTING.sub(lambda m: m[0] if PLAIN.match(m[2].strip("'\"")) else m[1] + HIDDEN, text)
+    return SETTING.sub(lambda m: m[0] if PLAIN.match(m[3]) else m[1] + m[2] + HIDDEN, text)
 
 
 def put_away(words: list[str]) -> list[str]:

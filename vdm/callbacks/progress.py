@@ -49,6 +49,9 @@ class ProgressLine(pl.Callback):
             )
             self._bar.start()
 
+    def on_rollback(self, step: int) -> None:
+        self._shown = step
+
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
         if stage.step % trainer.log_every_n_steps == 0 and stage.step > self._shown:
             self._shown = stage.step

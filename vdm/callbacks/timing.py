@@ -49,6 +49,9 @@ class Timing(pl.Callback):
         self._restart(stage)
         stage.phases.outside("data_wait")
 
+    def on_rollback(self, step: int) -> None:
+        self._step = step
+
     def on_train_batch_start(self, trainer: pl.Trainer, stage: Stage, batch: Any, batch_idx: int) -> None:
         stage.phases.outside(OTHER)
         self._shape = shape_of(batch)
