@@ -127,19 +127,23 @@ def test_asked_to_stop_it_saves_and_continues(shapes_root, tmp_path):
     assert stopped.last_checkpoint().name == f"step-{stopped.info['step']:08d}"
 
 
-def test_wandb_offline_with_videos(shapes_root, tmp_path):
-    done = run(
-        shapes_root,
-        tmp_path,
-        "run.id=w",
-        "logger=wandb",
-        "trainer.max_steps=2",
-        "callbacks.samples.every=2",
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "w").rglob("*.wandb"))
-    assert list((tmp_path / "w").rglob("media/videos/**/*.mp4"))
+def test_wandb_offline_has_the_videos_of_a_run_and_of_its_continuation(shapes_root, tmp_path):
+    """The second command goes on in the same run of Weights & Biases, in a folder of its own, as offline runs do."""
+    for steps in (2, 4):
+        words = ["run.id=w", "logger=wandb", f"trainer.max_steps={steps}", "callbacks.samples.every=2"]
+        done = run(shapes_root, tmp_path, *words, check=False)
+        assert done.returncode == 0, done.stderr
+        time.sleep(1)  # its folders are named by the second
+    folders = sorted((tmp_path / "w" / "wandb").glob("offline-run-*-w"))
+    assert len(folders) == 2
+    for folder, step in zip(folders, (2, 4), strict=True):
+        videos = list((folder / "files" / "media" / "videos").glob("*.mp4"))
+        assert [path.name.startswith(f"samples_{step}_") for path in videos] == [True, True]
+        assert decode(videos[0]).shape == (8, 32, 64, 3)
+        (record,) = folder.glob("run-w.wandb")
+        content = record.read_bytes()
+        assert all(path.name.encode() in content for path in videos)
+        assert b"videos" in content
 
 
 def test_two_processes_train_one_run(shapes_root, tmp_path):
