@@ -13,6 +13,7 @@ moving average bit for bit, every logged number, every checkpoint against its ma
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -42,6 +43,9 @@ FORK = multiprocessing.get_context("fork")  # what is imported once need not be 
 RECOVERED, REFUSED = "recovered", "refused, then same"
 HARMLESS = (RECOVERED, REFUSED)
 HARM = ("lost", "corrupt", "silently other", "hung", "traceback", "not as expected")
+
+PARTS = ("vdm.training", "vdm.stages.autoencoder", "vdm.stages.diffusion", "vdm.autoencoder.conv3d", "vdm.backbones.unet3d",
+         "vdm.sampling.command", "data.module", "data.shapes.source")  # what every process would import again  # fmt: skip
 
 SMALL = [
     "data=shapes", "trainer=cpu", "data.num_workers=0", "data.batch_size=4", "data.val_clips=4", "run.id=it",
@@ -262,9 +266,10 @@ def unleash(
     stages: Sequence[str] = tuple(STAGES),
 ) -> dict[str, Counter[str]]:
     """Outcomes by kind, of which there are 17."""
-    import vdm.training  # noqa: F401 - before the first fork
     from benchmarks.chaos_faults import KINDS
 
+    for module in PARTS:
+        importlib.import_module(module)
     world = World(folder)
     if not world.data.exists():
         world.prepare()
