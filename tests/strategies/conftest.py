@@ -34,16 +34,17 @@ def trained(stages, tmp_path_factory):
 
     known = {}
 
-    def train(stage, trainer="cpu", processes=1, *more, output=None):
+    def train(stage, trainer="cpu", processes=1, *more, output=None, before=None):
         if trainer.startswith("deepspeed") and not HAS_DEEPSPEED:
             pytest.skip("the package deepspeed is not installed")
         asked = (stage, trainer, processes, *more)
-        if output is None and asked in known:
+        keeps = output is None and before is None
+        if keeps and asked in known:
             return known[asked]
         folder = output or tmp_path_factory.mktemp("trained")
         settings = small_stages.settings_of(stage, *stages, processes=processes, trainer=trainer)
-        run = ranks.train([*settings, *more], folder, processes)
-        if output is None:
+        run = ranks.train([*settings, *more], folder, processes, before)
+        if keeps:
             known[asked] = run
         return run
 

@@ -16,7 +16,7 @@ from vdm.errors import UserError
 from vdm.launch import CONF
 from vdm.runs import Run
 
-PATIENCE = 200.0
+PATIENCE = 500.0
 
 
 def train(settings, output, processes=1, before=None):
@@ -57,7 +57,8 @@ def _rank(settings, rank, processes, port, log, before):
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
     logging.getLogger().handlers[:] = [logging.StreamHandler(sys.stderr)]
     code = 0
     try:

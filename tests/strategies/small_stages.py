@@ -17,7 +17,7 @@ MODEL = [entry for entry in SMALL if not entry.startswith("data.source")]
 COMMON = [
     "trainer.max_steps=10", "trainer.log_every_n_steps=5", "callbacks.checkpoint.every=5", "callbacks.validation.every=5",
     "callbacks.checkpoint.finish_batches=1", "callbacks.samples.every=5", "callbacks.samples.count=1",
-    "callbacks.moving_average.decay=0.5", "callbacks.watchdog=null",
+    "callbacks.moving_average.decay=0.5", "callbacks.watchdog=null", "callbacks.timing=null",
 ]  # fmt: skip
 CLIPS = ["data=shapes", "data.num_workers=0", "data.val_clips=4"]
 ROUNDING = "+stage.optimizer.eps=1e-6"  # gradients below this are rounding, and Adam would make steps of them
@@ -34,7 +34,7 @@ ADAMW = [ROUNDING, "stage.optimizer._target_=torch.optim.AdamW", "stage.optimize
 
 STAGES = {
     "autoencoder": [
-        "stage=autoencoder", *CLIPS, *CLIP, "autoencoder=tiny", "autoencoder.channels=16", "stage.accumulate=2",
+        "stage=autoencoder", *CLIPS, "data.clip.frames=4", "autoencoder=tiny", "autoencoder.channels=16", "stage.accumulate=2",
         "stage.loss.perceptual=null", "stage.loss.adversarial.start_step=3", "stage.grad_clip=50",
         "stage.loss.adversarial.discriminator.channels=8", "stage.loss.adversarial.discriminator.norm=group",
     ],

@@ -52,8 +52,8 @@ class MovingAverage(pl.Callback):
                 self.ema.update()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, stage: Stage, checkpoint: dict[str, Any]) -> None:
-        whole, parameters = shards_of(trainer).whole, self.ema.parameters
-        checkpoint["ema"] = {name: whole(parameters[name], piece) for name, piece in self.ema.state().items()}
+        pieces = {name: (self.ema.parameters[name], piece) for name, piece in self.ema.state().items()}
+        checkpoint["ema"] = shards_of(trainer).whole(pieces)
         checkpoint["ema_updates"] = self.ema.updates
 
     def on_load_checkpoint(self, trainer: pl.Trainer, stage: Stage, checkpoint: dict[str, Any]) -> None:

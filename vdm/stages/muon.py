@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vdm.bounds import Fraction, PositiveFloat, PositiveInt
 from vdm.errors import ConfigError
@@ -81,7 +82,7 @@ class Muon(torch.optim.AdamW):
         alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.dim() < 2:
-                remedy = "use torch.optim.AdamW with sharding strategies"
+                remedy = "use torch.optim.AdamW, or trainer=fsdp or ddp"
                 raise ConfigError(
                     "this strategy has cut matrices into pieces, and Muon needs whole ones",
                     key="stage.optimizer._target_", got="vdm.stages.muon.Muon", remedy=remedy,
@@ -93,7 +94,7 @@ class Muon(torch.optim.AdamW):
                 state["momentum"] = torch.zeros_like(parameter)
                 state["step"] = torch.zeros(())  # that AdamW looks for when it loads a state
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            ahead = parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
+            ahead = whole(parameter.grad.lerp(state["momentum"], group["momentum"])).flatten(1)  # Nesterov
             alike.setdefault(tuple(ahead.shape), []).append((parameter, ahead))
         for (rows, columns), pairs in alike.items():  # matrices of one shape in one call
             # Training loops step under autocast, and in bf16 steps of low rank come out far too long.
@@ -102,7 +103,18 @@ class Muon(torch.optim.AdamW):
             length = group["lr"] * max(1.0, rows / columns) ** 0.5
             for (parameter, _), direction in zip(pairs, steps, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction.view_as(parameter), alpha=-length)
+                parameter.add_(cut_like(parameter, direction.view(parameter.shape)), alpha=-length)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Of a matrix in pieces, all of it: every rank then computes the same directions."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(parameter: Tensor, direction: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return direction
+    return distribute_tensor(direction, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def is_matrix(parameter: Tensor, min_width: int, max_width: int | None) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as distributed
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from torch.optim import Optimizer
 
 from vdm.errors import ConfigError
 
-State = dict[str, Any]
+Piece = tuple[nn.Parameter, Tensor]  # what a rank has of something that is cut as this parameter is
+CHUNK = 2**26  # numbers that are sent at once
 
 
 class Whole:
@@ -49,9 +51,9 @@ class Whole:
     def piece(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach()
 
-    def whole(self, parameter: nn.Parameter, piece: Tensor) -> Tensor | None:
-        """Put together what the ranks hold for a parameter: on the first rank, None elsewhere. All ranks have to ask."""
-        return piece
+    def whole(self, pieces: Mapping[Any, Piece]) -> dict[Any, Tensor]:
+        """Put together what the ranks hold: on the first rank, nothing of use elsewhere. All ranks ask, for the same names."""
+        return {name: piece for name, (_, piece) in pieces.items()}
 
     def cut(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         """This rank's piece."""
@@ -128,15 +130,12 @@ class Sharded(DDPStrategy, Whole):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole tensors on the first rank. The others have the names only."""
-        state, parameters = (
-            self.lightning_module.state_dict(),
-            dict(self.lightning_module.named_parameters(remove_duplicate=False)),
-        )
-        for name, parameter in parameters.items():
+        state, cut = self.lightning_module.state_dict(), {}
+        for name, parameter in self.lightning_module.named_parameters(remove_duplicate=False):
             if name in state and self.is_cut(parameter):
-                whole = self.whole(parameter, self.piece(parameter))
-                state[name] = torch.empty(0) if whole is None else whole
-        return state
+                cut[name] = parameter, self.piece(parameter)
+        whole = self.whole(cut)
+        return {name: whole.get(name, torch.empty(0)) if name in cut else tensor for name, tensor in state.items()}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         if not self.is_sharded:
@@ -158,8 +157,59 @@ class Sharded(DDPStrategy, Whole):
         """Pieces have been written to: bring along whatever is a copy of them."""
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
-        torch.distributed.all_reduce(tensor)
+        distributed.all_reduce(tensor)
         return tensor
+
+
+def part_of(whole: Tensor, size: int, rank: int) -> Tensor:
+    """The piece of a rank, filled up with zeros."""
+    return filled(whole.flatten()[rank * size : (rank + 1) * size], size)
+
+
+def filled(piece: Tensor, size: int) -> Tensor:
+    flat = piece.flatten()
+    return flat if len(flat) == size else torch.cat([flat, flat.new_zeros(size - len(flat))])
+
+
+def put_together(pieces: Mapping[Any, tuple[Tensor, torch.Size]], device: torch.device) -> dict[Any, Tensor]:
+    """Whole tensors of these shapes, on the CPU of the first rank, from pieces that are alike in size on all ranks."""
+    found: dict[Any, Tensor] = {}
+    for names in _together({name: piece.numel() for name, (piece, _) in pieces.items()}):
+        rows = gathered(torch.cat([pieces[name][0].detach().flatten().to(device) for name in names]), device)
+        begin = 0
+        for name in names if rows is not None else ():
+            piece, shape = pieces[name]
+            whole = rows[:, begin : begin + piece.numel()].flatten()[: shape.numel()]
+            found[name] = whole.clone().view(shape)
+            begin += piece.numel()
+    return found
+
+
+def _together(sizes: Mapping[Any, int]) -> Iterator[list[Any]]:
+    """Many small ones travel as one."""
+    names, total = [], 0
+    for name, size in sizes.items():
+        if names and total + size > CHUNK:
+            yield names
+            names, total = [], 0
+        names.append(name)
+        total += size
+    if names:
+        yield names
+
+
+def gathered(piece: Tensor, device: torch.device) -> Tensor | None:
+    """Equal pieces of all ranks as rows `rank n` on the CPU of the first; None elsewhere."""
+    world, is_first = distributed.get_world_size(), distributed.get_rank() == 0
+    flat = piece.detach().flatten()
+    rows = torch.empty(world, len(flat), dtype=flat.dtype) if is_first else None
+    for begin in range(0, len(flat), CHUNK):
+        own = flat[begin : begin + CHUNK].to(device).contiguous()
+        parts = [torch.empty_like(own) for _ in range(world)] if is_first else None
+        distributed.gather(own, parts, dst=0)
+        for rank, part in enumerate(parts or ()):
+            rows[rank, begin : begin + len(part)] = part.cpu()
+    return rows
 
 
 @contextmanager

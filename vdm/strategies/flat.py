@@ -14,7 +14,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-CHUNK = 2**26  # numbers that are sent at once
+from vdm.strategies.base import gathered
 
 
 @dataclass(frozen=True)
@@ -159,17 +159,3 @@ class Flat:
     def _shape(self, number: int) -> torch.Size:
         parameter = self.parameters[number]
         return parameter.ds_shape if self.by_parameter else parameter.shape
-
-
-def gathered(piece: Tensor, device: torch.device) -> Tensor | None:
-    """Equal pieces of all ranks as rows `rank n` on the CPU of the first; None elsewhere."""
-    world, is_first = distributed.get_world_size(), distributed.get_rank() == 0
-    flat = piece.detach().flatten()
-    rows = torch.empty(world, len(flat), dtype=flat.dtype) if is_first else None
-    for begin in range(0, len(flat), CHUNK):
-        own = flat[begin : begin + CHUNK].to(device).contiguous()
-        parts = [torch.empty_like(own) for _ in range(world)] if is_first else None
-        distributed.gather(own, parts, dst=0)
-        for rank, part in enumerate(parts or ()):
-            rows[rank, begin : begin + len(part)] = part.cpu()
-    return rows

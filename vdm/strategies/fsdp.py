@@ -6,7 +6,7 @@ Units are gathered one at a time; all other weights that learn for the whole of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vdm.bounds import PositiveFloat
-from vdm.strategies.base import Sharded, without_hooks
+from vdm.strategies.base import Piece, Sharded, filled, put_together, without_hooks
 
 
 class FSDP(Sharded):
@@ -78,20 +78,20 @@ class FSDP(Sharded):
     def piece(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter.detach()
 
-    def whole(self, parameter: nn.Parameter, piece: Tensor) -> Tensor | None:
-        if not isinstance(parameter, DTensor):
-            return piece
-        return self._put_together(_as(parameter, piece))
+    def whole(self, pieces: Mapping[Any, Piece]) -> dict[Any, Tensor]:
+        cut = {
+            name: (filled(piece, -(-len(p) // self.world_size) * (p.numel() // max(len(p), 1))), p.shape)
+            for name, (p, piece) in pieces.items()
+            if isinstance(p, DTensor)
+        }
+        found = put_together(cut, self.root_device)
+        return {name: found.get(name, torch.empty(0)) if name in cut else piece for name, (_, piece) in pieces.items()}
 
     def cut(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor):
             return whole
         parts = whole.chunk(self.world_size)
         return parts[self.global_rank] if self.global_rank < len(parts) else whole[:0]
-
-    def _put_together(self, tensor: DTensor) -> Tensor | None:
-        whole = tensor.to(self.root_device).full_tensor()
-        return whole.to("cpu", copy=True) if self.is_global_zero else None
 
     def whole_weights(self) -> AbstractContextManager:
         return self._gathered()
@@ -112,8 +112,16 @@ class FSDP(Sharded):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         saved = getattr(optimizer, "_optimizer", optimizer).state_dict()  # its tensors are those in use
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        cut = {
+            (number, key): (parameters[number], value.to_local())
+            for number, entry in saved["state"].items()
+            for key, value in entry.items()
+            if isinstance(value, DTensor)
+        }
+        whole = self.whole(cut)
         state = {
-            number: {key: self._put_together(v) if isinstance(v, DTensor) else v for key, v in entry.items()}
+            number: {key: whole.get((number, key), value) for key, value in entry.items()}
             for number, entry in saved["state"].items()
         }
         return {**saved, "state": state}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 
 from vdm.bounds import NonNegativeInt, PositiveFloat, PositiveInt
 from vdm.errors import ConfigError
-from vdm.strategies.base import Sharded, without_hooks
-from vdm.strategies.flat import Flat, gathered
+from vdm.strategies.base import Piece, Sharded, part_of, put_together, without_hooks
+from vdm.strategies.flat import Flat
 
 KEPT = -1  # in the set of modules that use a parameter: it is not released
 
@@ -68,6 +68,7 @@ class Zero(Sharded):
         self.max_live_parameters, self.pin_memory = max_live_parameters, pin_memory
         self.engine: Any = None
         self._scales: dict[int, Tensor | None] = {}  # of gradients, by the id of their group; None: it rests
+        self._active: set[int] = set()  # groups that this step has a gradient for
         self._set_aside: list[tuple[Tensor, Tensor]] = []
 
     # ---- building -------------------------------------------------------------------------------------------------
@@ -94,6 +95,9 @@ class Zero(Sharded):
         self.zero = self.engine.optimizer
         self._kept = [] if self.stage < 3 else list(self._sharing.parameters(recurse=False))
         self.flat = Flat(self.zero, self._groups, stage=self.stage)
+        for number, group in enumerate(self._groups):
+            for parameter in group:
+                parameter.register_post_accumulate_grad_hook(lambda _, number=number: self._active.add(number))
         optimizer.register_step_pre_hook(self._before_group)
         optimizer.register_step_post_hook(self._after_group)
 
@@ -137,14 +141,14 @@ class Zero(Sharded):
         return closure_loss
 
     def clip(self, optimizer: Optimizer, limit: float | None) -> Tensor:
-        gradients = self.flat.gradients()
-        squares = [sum(g.double().square().sum() for g in group) if group else 0.0 for group in gradients]
-        total = torch.stack([torch.as_tensor(square, dtype=torch.float64).to(self.root_device) for square in squares])
-        norms = self.reduce_sum(total).sqrt()
-        self._scales = {}
-        for group, norm in zip(optimizer.param_groups, norms, strict=True):
+        squares = [sum((g.double().square().sum() for g in group), torch.zeros(())) for group in self.flat.gradients()]
+        active = [torch.tensor(float(number in self._active)) for number in range(len(squares))]
+        sums = torch.stack([value.double().to(self.root_device) for value in (*squares, *active)])
+        squares, active = self.reduce_sum(sums).chunk(2)
+        norms = squares.sqrt()
+        for group, norm, is_active in zip(optimizer.param_groups, norms, active.tolist(), strict=True):
             scale = torch.ones_like(norm) if limit is None else (limit / (norm + 1e-6)).clamp(max=1.0)
-            self._scales[id(group)] = None if norm == 0 else scale
+            self._scales[id(group)] = scale if is_active else None
         return norms.norm().float()
 
     def optimizer_step(self, optimizer: Optimizer, closure: Any, model: Any = None, **kwargs: Any) -> None:
@@ -171,6 +175,8 @@ class Zero(Sharded):
 
     def clear(self, optimizer: Optimizer) -> None:
         self.flat.clear_gradients()
+        self._active.clear()
+        self._scales.clear()
 
     # ---- pieces ---------------------------------------------------------------------------------------------------
 
@@ -180,11 +186,12 @@ class Zero(Sharded):
     def piece(self, parameter: nn.Parameter) -> Tensor:
         return parameter.ds_tensor.detach() if hasattr(parameter, "ds_tensor") else parameter.detach()
 
-    def whole(self, parameter: nn.Parameter, piece: Tensor) -> Tensor | None:
-        if not hasattr(parameter, "ds_tensor"):
-            return piece.detach().to("cpu", copy=True) if self.is_global_zero else None
-        parts = gathered(piece, self.root_device)  # rank n
-        return None if parts is None else parts.flatten()[: parameter.ds_numel].view(parameter.ds_shape)
+    def whole(self, pieces: Mapping[Any, Piece]) -> dict[Any, Tensor]:
+        cut = {name: (piece, p.ds_shape) for name, (p, piece) in pieces.items() if hasattr(p, "ds_tensor")}
+        found = put_together(cut, self.root_device)
+        if not self.is_global_zero:
+            return {}
+        return {name: found[name] if name in cut else piece.to("cpu", copy=True) for name, (_, piece) in pieces.items()}
 
     def cut(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         if not hasattr(parameter, "ds_tensor"):
@@ -248,12 +255,6 @@ class Sharing(nn.Module):
         (strategy,) = self._strategy
         with strategy.precision_plugin.forward_context():
             return strategy.lightning_module.losses(batch)
-
-
-def part_of(whole: Tensor, size: int, rank: int) -> Tensor:
-    """The piece of a rank, filled up with zeros."""
-    part = whole.flatten()[rank * size : (rank + 1) * size]
-    return part if len(part) == size else torch.cat([part, part.new_zeros(size - len(part))])
 
 
 def import_deepspeed(device: torch.device) -> Any:
