@@ -23,6 +23,7 @@ from pathlib import Path
 
 DATA = "shapes_new_verbs"
 SHOTS = 6  # demonstrations a caption
+TICKS = 7  # of the clips: no caption says how long an event lasts, and a graph a tick is what the model has learned
 GUIDANCE = 1.5  # strong guidance moves things where no graph tells them to be
 SCORES = ("colour", "shape", "action", "timing", "order")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
@@ -57,7 +58,8 @@ def plan(selector: str, clips: int, outputs: Path, paths: list[str]) -> Path:
     folder = outputs / f"claim-plans-{selector}-{clips}"
     command(
         ["-m", "dysen.plan"], f"data={DATA}", "split=test", "captions=all", f"limit={clips}", "planner=plain", "llm=tiny",
-        f"selector={selector}", f"selector.shots={SHOTS}", f"output={folder}", "max_fallbacks=1.0", *paths,
+        f"selector={selector}", f"selector.shots={SHOTS}", f"planner.ticks={TICKS}", f"output={folder}",
+        "max_fallbacks=1.0", *paths,
     )  # fmt: skip
     return folder
 

@@ -20,19 +20,20 @@ class CaptionCorpus:
         name: of the dataset, for messages.
         root: where its splits lie.
         split: which of them.
-        cache: local copies of remote shards.
+        cache: local copies of remote shards, and patience with their storage; None where they are here.
     """
 
-    def __init__(self, *, name: str, root: str, split: str, cache: ShardCache):
+    def __init__(self, *, name: str, root: str, split: str, cache: ShardCache | None):
+        patience = None if cache is None else cache.patience
         try:
-            self.index = read_index(f"{root.rstrip('/')}/{split}", patience=cache.patience)
+            self.index = read_index(f"{root.rstrip('/')}/{split}", patience=patience)
         except DataError as error:
             remedy = (
                 f"make the shards: python -m data.prepare data={name}; or point data.root at the folder that has them"
             )
             raise DataError(error.what, key="data.root, split", got=error.got, remedy=remedy) from error
         copies = cache if is_remote(self.index.folder) else None
-        self._reader = ShardReader(index=self.index, cache=copies, max_open=1, max_tables=1, patience=cache.patience)
+        self._reader = ShardReader(index=self.index, cache=copies, max_open=1, max_tables=1, patience=patience)
 
     @property
     def folder(self) -> str:

@@ -6,7 +6,7 @@ A tick is the atomic interval v of the paper. An event holds in [start, end). Th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dysen.names import check_name, shorten
@@ -93,6 +93,17 @@ class Plan:
     def objects(self) -> tuple[str, ...]:
         """Agents and targets in the order of their first mention."""
         return tuple(dict.fromkeys(name for event in self.events for name in event.triplet.names))
+
+    def stretched(self, last: int) -> Plan:
+        """The same plan with its last end at this tick, where it would end before: nothing in a caption says how long a
+        tick is. Times keep their proportions, rounded.
+        """
+        if self.last >= last:
+            return self
+        times = {
+            time: (2 * time * last + self.last) // (2 * self.last) for e in self.events for time in (e.start, e.end)
+        }
+        return Plan(tuple(replace(e, start=times[e.start], end=times[e.end]) for e in self.events))
 
     def to_json(self) -> list[list[Any]]:
         """[[agent, predicate, target, [start, end]], ...]."""

@@ -74,6 +74,8 @@ class Planner:
         form: what answers look like.
         retries: further tries of a plan that could not be read.
         max_tick: later times are squeezed into so many ticks, so that imagination stays bounded.
+        ticks: shorter plans are stretched to so many, those of the clips that the video model has learned from; None: a plan
+            keeps its own.
         fallback: what a caption gets whose plan failed: rules (a plan of the general rules), caption (no graphs at all) or
             error (a `PlanError` that shows the answer).
     """
@@ -87,11 +89,17 @@ class Planner:
         form: Literal["json", "tuples"],
         retries: NonNegativeInt,
         max_tick: PositiveInt,
+        ticks: PositiveInt | None,
         fallback: Literal["rules", "caption", "error"],
     ):
         if max_tick > MAX_REPLY_TICK:
             raise ConfigError("beyond what an answer may hold", key="planner.max_tick", got=max_tick,
                               allowed=f"1 to {MAX_REPLY_TICK}")  # fmt: skip
+        if ticks is not None and ticks > max_tick:
+            raise ConfigError(
+                "more ticks than a plan may have", key="planner.ticks", got=ticks, allowed=f"1 to {max_tick}"
+            )
+        self.ticks = ticks
         self.llm, self.selector, self.imagination = llm, selector, imagination
         self.form, self.retries, self.max_tick, self.fallback = form, retries, max_tick, fallback
         self._rules = Rules(parser=None)
@@ -115,6 +123,7 @@ class Planner:
             "form": self.form,
             "retries": self.retries,
             "max_tick": self.max_tick,
+            "ticks": self.ticks,
             "fallback": self.fallback,
             "prompts": prompts.fingerprint(),
         }
@@ -136,6 +145,8 @@ class Planner:
             failures.append("the caption says nothing")
         if plan is None:
             plan, source = self._instead(caption, failures)
+        if plan is not None and self.ticks is not None:
+            plan = plan.stretched(self.ticks)
         dsg = None if plan is None else event_to_dsg(plan)
         # With the model out of reach, imagination would only add errors to the list.
         if dsg is not None and self.imagination is not None and not tally["errors"]:

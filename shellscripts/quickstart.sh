@@ -47,9 +47,9 @@ echo "== 6. A video model that hears scene graphs, on stories told in words that
 
 echo "== 7. It goes on training on planned graphs, and plans what it is asked for"
 "$PYTHON" -m dysen.plan data=shapes_new_verbs split=train captions=all limit=1000 "output=$OUTPUTS/quickstart-plans" \
-  llm=tiny selector=policy planner=plain "${PATHS[@]}"
+  llm=tiny selector=policy planner=plain planner.ticks=7 "${PATHS[@]}"
 "$PYTHON" train.py experiment=quickstart_dysen init.vdm=quickstart-graphs "stage.planned.folder=$OUTPUTS/quickstart-plans" "${PATHS[@]}"
-"$PYTHON" sample.py run=quickstart-dysen plan=true llm=tiny selector=policy planner=plain guidance=1.5 num=2 \
+"$PYTHON" sample.py run=quickstart-dysen plan=true llm=tiny selector=policy planner=plain planner.ticks=7 guidance=1.5 num=2 \
   prompt="A large red square wilkets, but first it krompets." "${PATHS[@]}"
 
 echo "== 8. (a) captions alone, (b) true graphs, (c) graphs planned with chosen demonstrations, (d) with random ones; one seed"

@@ -31,5 +31,5 @@ def imagination(**changes):
 
 def planner(llm, **changes):
     settings = {"selector": NoSelector(), "imagination": imagination(), "form": "json", "retries": 2, "max_tick": 15,
-                "fallback": "rules"}  # fmt: skip
+                "ticks": None, "fallback": "rules"}  # fmt: skip
     return Planner(llm=llm, **(settings | changes))

@@ -98,6 +98,16 @@ def test_what_is_no_text_of_a_plan(text):
         plan_from_text(text)
 
 
+def test_stretched_plans_keep_their_proportions():
+    plan = Plan.from_json([["a", "b", None, [0, 1]], ["a", "c", None, [1, 2]], ["d", "e", None, [0, 3]]])
+    assert plan.stretched(7).to_json() == [["a", "b", None, [0, 2]], ["a", "c", None, [2, 5]], ["d", "e", None, [0, 7]]]
+    assert plan.stretched(3) is plan
+    assert plan.stretched(1) is plan, "longer plans stay as they are"
+    for last in range(3, 30):
+        times = {t for event in plan.stretched(last).events for t in (event.start, event.end)}
+        assert (len(times), max(times)) == (4, last), "no two times become one"
+
+
 def test_a_plan_cannot_be_changed():
     with pytest.raises(AttributeError):
         PAPER.events[0].end = 9

@@ -91,7 +91,7 @@ def stage(llm, **changes):
     given = {
         "name": "planner_grpo", "selector": NoSelector(),
         "planner": lambda selector: Planner(llm=llm, selector=selector, imagination=None, form="json", retries=0,
-                                            max_tick=15, fallback="caption"),
+                                            max_tick=15, ticks=None, fallback="caption"),
         "adapter": lambda model, base: Adapter(model=model, base=base, rank=4, alpha=8.0, targets="all-linear"),
         "terms": {"alone": Alone(weight=1.0)}, "group_size": 8, "temperature": 1.0, "clip": 0.2, "kl_weight": 0.02,
         "normalise": True, "reuse": 0, "compare": False, "optimizer": torch.optim.Adam, "scheduler": None,

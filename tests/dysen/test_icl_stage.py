@@ -56,7 +56,7 @@ def stage(texts, llm, **changes):
     given = {
         "name": "planner", "pool": pool_of(source=texts, path=None), "width": 64, "temperature": 0.1, "covered": 0.0, "shots": 2,
         "planner": lambda selector: Planner(llm=llm, selector=selector, imagination=None, form="tuples", retries=0,
-                                            max_tick=15, fallback="caption"),
+                                            max_tick=15, ticks=None, fallback="caption"),
         "features": HashedWords(width=512, longest=1, is_weighted=True),
         "terms": {"reliability": PlanReliability(weight=1.0), "recall": TripletRecall(weight=1.0), "video": None},
         "baseline": MovingBaseline(decay=0.9), "normalise": True, "entropy_weight": 0.0, "compare": True,

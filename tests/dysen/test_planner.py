@@ -172,6 +172,15 @@ def test_later_times_are_squeezed():
         planner(llm, max_tick=33)
 
 
+def test_short_plans_are_stretched_to_the_ticks_of_the_clips():
+    llm = Scripted(lambda question: '{"events":[{"agent":"a","predicate":"b","target":null,"start":0,"end":2}]}')
+    (planned,) = planner(llm, imagination=None, ticks=7).plan(["a b"])
+    assert planned.plan.to_json() == [["a", "b", None, [0, 7]]]
+    assert len(planned.dsg) == 8
+    with pytest.raises(ConfigError, match="planner.ticks"):
+        planner(llm, ticks=16)
+
+
 # ---- captions
 
 STRANGE = {
@@ -376,6 +385,7 @@ def test_the_name_changes_with_whatever_decides_the_plans():
         name(form="tuples"),
         name(fallback="caption"),
         name(max_tick=7),
+        name(ticks=7),
         *(name(selector=RandomSelector(pool=pool, shots=2, seed=seed)) for pool, seed in random_ones),
     ]
     assert len(set(variants)) == len(variants)
