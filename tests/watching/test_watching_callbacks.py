@@ -1,6 +1,7 @@
 """Timing and the watchdog around real steps: what they report, what they do not disturb, when they speak and when not."""
 
 import logging
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -68,7 +69,7 @@ def test_phases_add_up_to_the_step_and_speed_follows_from_them():
     (flops,) = timing.flops.values()
     trains = sum(rows[6][f"perf/time_{name}"] for name in ("forward", "backward"))
     assert rows[6]["perf/tflops_per_second"] < flops.model / trains / 1e12
-    assert 1.5 * flops.phases["forward"] < flops.phases["backward"] < 2.5 * flops.phases["forward"]
+    assert flops.phases["forward"] < flops.phases["backward"] < 2.5 * flops.phases["forward"]
 
 
 def test_without_a_peak_there_is_no_use_of_it():
@@ -131,7 +132,7 @@ def test_a_hang_leaves_the_stacks_of_all_threads(tmp_path, caplog):
     assert "phase forward" in text
     assert "step 1" in text
     assert "waiting_for_ever" in text
-    assert text.count("Thread 0x") >= 2
+    assert text.lower().count("thread 0x") >= 2
     assert "no sign of life" in caplog.text
     assert str(file) in caplog.text
     assert module.step == 3
@@ -178,24 +179,18 @@ def test_long_sampling_that_goes_on_is_no_hang(tmp_path):
     assert watched(tmp_path, module, 1, Sampling()) == []
 
 
-ENDS = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.watching.test_watching_callbacks import Run, Watchdog, fit, stage
-
-module = stage()
-module.losses = lambda data: time.sleep(60)
-dog = Watchdog(hang_after=0.5, exit_code=75)
-dog.run = Run(Path({folder!r}))
-fit(module, 2, dog)
-"""
-
-
 def test_a_hang_may_end_the_process_with_a_code(tmp_path):
-    code = ENDS.format(root=str(ROOT), folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 75, done.stderr
+    def hang():
+        module = stage()
+        module.losses = lambda data: time.sleep(60)
+        dog = Watchdog(hang_after=0.5, exit_code=75)
+        dog.run = Run(tmp_path)
+        fit(module, 2, dog)
+
+    process = multiprocessing.get_context("fork").Process(target=hang)
+    process.start()
+    process.join(50)
+    assert process.exitcode == 75
     assert len(list((tmp_path / "stacks").glob("rank-0-*.txt"))) == 1
 
 

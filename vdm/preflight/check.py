@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 ASSUMED_USE = 0.35  # of the peak, where no step can be taken
 COPIES = 6  # times what a layer gives, in the crude bound: it, what its norm and activation give, their gradients
-GUESSED = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError)  # of a simulation
+GUESSED = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)  # of a simulation
 
 
 class Preflight:
@@ -54,6 +54,7 @@ class Preflight:
         self.setting = Setting(
             device=self.device, precision=str(trainer["precision"]), accumulate=stage.accumulate,
             last_step=trainer["max_steps"] - 1, has_average=settings["callbacks"].get("moving_average") is not None,
+            previews=int((settings["callbacks"].get("samples") or {}).get("count", 1)),
         )  # fmt: skip
 
     @functools.cached_property
@@ -104,7 +105,10 @@ class Preflight:
 
     def full(self) -> str:
         """Everything, as text."""
-        buckets = self.buckets(others=True)
+        try:
+            buckets = self.buckets(others=True)
+        except GUESSED as error:
+            return f"memory cannot be foretold for this stage: {str(error).splitlines()[0]}"
         lines = [
             f"memory of each of {self.processes} process(es) on {self.device.type}, in GB:",
             report.table(buckets, self.limit),
@@ -129,6 +133,8 @@ class Preflight:
             yield Shape("x".join(map(str, size)), key, count), (3, *size)
 
     def buckets(self, *, others: bool) -> list[Bucket]:
+        if getattr(self.stage, "planner", None) is not None:
+            raise NotImplementedError("its steps ask a language model")
         found = []
         for shape, sizes in self.shapes():
             usage = self._usage(sizes, shape.count, others=others)
@@ -216,7 +222,12 @@ class Preflight:
         if any(fits) and (trainer["accelerator"] not in ("gpu", "cuda") or self.device.type == "cuda"):
             place = fits.index(True)
             shape, sizes = list(self.shapes())[place]
-            seconds = take_step(self.stage, self.batch, self._of_batch(sizes), shape.count, self.setting)
+            try:
+                seconds = take_step(self.stage, self.batch, self._of_batch(sizes), shape.count, self.setting)
+            except torch.OutOfMemoryError:
+                return Cost(
+                    None, steps, self.processes, False, "a real step ran out of memory: the prediction is too low"
+                )
             return Cost(seconds * mean / max(flops[place], 1), steps, self.processes, is_measured=True)
         given = (self.settings["callbacks"].get("timing") or {}).get("peak_tflops")
         peak = given if isinstance(given, int | float) else peak_tflops(self.device, self.setting.precision)

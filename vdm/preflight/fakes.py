@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from vdm.phases import Phases
 from vdm.stages.base import Stage
 from vdm.types import VideoBatch
 
@@ -50,7 +51,7 @@ def fake_stage(stage: Stage, mode: FakeTensorMode, *, device: torch.device, prec
     trainer, stage._trainer = stage._trainer, None
     try:
         with _Copying(fake, device):
-            made = copy.deepcopy(stage)
+            made = copy.deepcopy(stage, _shared(stage))
     finally:
         stage._trainer = trainer
     made._device = device
@@ -59,6 +60,13 @@ def fake_stage(stage: Stage, mode: FakeTensorMode, *, device: torch.device, prec
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
     return made
+
+
+def _shared(stage: Stage) -> dict[int, Any]:
+    """What a copy need not have for itself, as `deepcopy` remembers it: tokenizers, plans of a whole dataset, factories."""
+    own = (nn.Module, Tensor, Phases, list, tuple, dict, set, int, float, str, type(None))
+    found = [value for module in stage.modules() for value in vars(module).values()]
+    return {id(value): value for value in found if not isinstance(value, own)}
 
 
 def fake_batch(

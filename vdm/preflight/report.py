@@ -112,7 +112,7 @@ def advice(buckets: Sequence[Bucket], limit: Limit) -> list[str]:
 
 def cost(cost: Cost) -> str:
     if cost.seconds is None:
-        return f"no step was taken and {cost.assumed}: nothing is said about time"
+        return f"nothing is said about time: {cost.assumed}"
     hours = cost.seconds * cost.steps / 3600
     how = "measured on this device" if cost.is_measured else f"estimated from its operations, {cost.assumed}"
     per = f"{1 / cost.seconds:.3g} steps/s" if cost.seconds < 1 else f"{cost.seconds:.3g} s a step"

@@ -35,6 +35,7 @@ class Setting:
     accumulate: int
     last_step: int
     has_average: bool
+    previews: int = 1  # clips of a preview
     checkpoint_levels: tuple[int, ...] | None = None  # of the backbone, in the place of its own
 
 
@@ -106,7 +107,7 @@ def simulate(
             with made.phases("ema"):
                 average.update()
         if others:
-            _others(made, clips, average)
+            _others(made, clips, told(count=max(setting.previews, 1)), average)
     return Usage(
         parameters=fixed[0], frozen=fixed[1], gradients=gradients, optimizer=state, average=averaged,
         kept=kept, peaks=dict(ledger.peaks), flops=counter.result(),
@@ -145,7 +146,7 @@ def _optimizer(made: Stage, ledger: Ledger) -> tuple[Any, int]:
 
 
 @torch.no_grad()
-def _others(made: Stage, clips: VideoBatch, average: EMA | None) -> None:
+def _others(made: Stage, clips: VideoBatch, previewed: VideoBatch, average: EMA | None) -> None:
     made.eval()
     backup = average.in_place if average is not None else torch.no_grad
     with made.phases("validation"), backup():
@@ -157,4 +158,4 @@ def _others(made: Stage, clips: VideoBatch, average: EMA | None) -> None:
             short = functools.partial(sampler.func, *sampler.args, **{**sampler.keywords, "num_steps": 2})
             made.previews = type(previews)(sampler=short, guidance=previews.guidance, rescale=previews.rescale)
     with made.phases("samples"), backup():
-        made.preview(clips)
+        made.preview(previewed)
