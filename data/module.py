@@ -213,7 +213,7 @@ class VideoData(pl.LightningDataModule):
     def _known_extras(self, *extensions: str) -> set[str]:
         """Names of truths in these members of the first samples."""
         index, known = self._index(self.train_split), set()
-        reader = self._shards(index, max_open=1, max_tables=1)
+        reader = self._shards(index, max_lost=self.max_broken, max_open=1, max_tables=1)
         for number in range(min(_PROBED, index.shards[0].samples)):
             with contextlib.suppress(BrokenSample, ValueError, OSError, AttributeError, zipfile.BadZipFile):
                 known |= extras_names(reader.read(0, number, extensions)[1])
@@ -234,16 +234,18 @@ class VideoData(pl.LightningDataModule):
     def _reader(self, split: str, plan: ShardPlan | SequentialPlan, clip: ClipSettings | None = None) -> BatchReader:
         cached = self._cached.get(split)
         index = cached.index if cached else self._index(split)
-        shards = self._shards(index, max_open=_OPEN_FILES, max_tables=_TABLES)
+        # What a cache has lost is no fault of the data: it can be made again.
+        bearable = 0.0 if cached else self.max_broken
+        shards = self._shards(index, max_lost=bearable, max_open=_OPEN_FILES, max_tables=_TABLES)
         decoder = functools.partial(decode_stored, backend=self.backend)
         extras = tuple(dict.fromkeys((*self.extras, *self.extras_if_there)))
         settings = {"clip": clip or self.clip, "seed": self.seed, "extras": extras, "decoder": decoder}
         clips = CachedClips(cached=cached, **settings) if cached else ClipReader(**settings)
         return BatchReader(plan=plan, shards=shards, clips=clips, sample_timeout=self.sample_timeout)
 
-    def _shards(self, index: ShardIndex, **limits: int) -> ShardReader:
+    def _shards(self, index: ShardIndex, **limits: float) -> ShardReader:
         cache = self.cache if is_remote(index.folder) else None
-        return ShardReader(index=index, cache=cache, patience=self.cache.patience, max_lost=self.max_broken, **limits)
+        return ShardReader(index=index, cache=cache, patience=self.cache.patience, **limits)
 
     def _quarantine(self, split: str) -> Quarantine:
         if split not in self._quarantines:

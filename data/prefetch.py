@@ -15,7 +15,7 @@ from collections.abc import Callable
 from data.plan import ShardPlan
 from data.shard_cache import ShardCache
 from data.shards import ShardIndex
-from vdm.errors import DataError
+from vdm.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Prefetcher:
         seen, self._known[shard] = self._known.get(shard), position
         if seen is not None and position - seen <= self.cache.ahead * self.world_size:
             return  # in use; after a longer time it may have left the cache
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(UserError):
             self.cache.path(self.index.path(shard), self.index.shards[shard])
 
     def _warn_if_narrow(self) -> None:
