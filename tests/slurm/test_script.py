@@ -29,6 +29,7 @@ def script(*, jobs=None, dependency="", **changed):
         directory=Path("/here"),
         sweep=SWEEP,
         dependency=dependency,
+        looks=False,
     )
 
 
@@ -67,7 +68,7 @@ def test_each_job_gets_its_own_words(tmp_path):
     for name, text in {
         "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
         "scontrol": "echo n7",
-        "python": 'if [ "$1" = "-m" ]; then exit 0; fi; printf "%s\\n" "$@" "$MASTER_ADDR"; exit 4',
+        "python": 'if [ "$1" = "-m" ]; then [ "$2" = vdm.slurm.after ]; exit; fi; printf "%s\\n" "$@" "$MASTER_ADDR"; exit 4',
     }.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
@@ -80,6 +81,7 @@ def test_each_job_gets_its_own_words(tmp_path):
         directory=tmp_path,
         sweep=sweep,
         dependency="",
+        looks=True,
     )
     assert asked(text)["array"] == "0-1,5"
     environment = {

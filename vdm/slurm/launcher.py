@@ -71,7 +71,7 @@ class SlurmLauncher(Launcher):
         jobs, runs_of = [], {}
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             composed = self._composed(number, overrides)
-            runs_of[number] = self._look(composed)
+            runs_of[number] = self._look(composed, waits=bool(awaited.folders or awaited.dependency))
             given = [*filter_overrides(overrides), f"hydra.run.dir={_quoted(sweep / str(number))}"]
             jobs.append(Job(number, given, sweep / str(number), self._shape(composed)))
         _check_distinct([run for run in runs_of.values() if run is not None])
@@ -84,9 +84,11 @@ class SlurmLauncher(Launcher):
             composed.hydra.job.id, composed.hydra.job.num = str(number), number
         return composed
 
-    def _look(self, composed: DictConfig) -> str | None:
-        """Say now what would stop the job; returns the folder of its run, where that is known."""
-        waits = bool(self.settings.after)  # for runs, and perhaps data, that are not there yet
+    def _look(self, composed: DictConfig, *, waits: bool) -> str | None:
+        """Say now what would stop the job; returns the folder of its run, where that is known.
+
+        One that waits may need runs and data that are not there yet.
+        """
         before = HydraConfig.instance().cfg
         HydraConfig.instance().set_config(composed)
         try:
@@ -94,18 +96,14 @@ class SlurmLauncher(Launcher):
             with read_write(task), open_dict(task):
                 del task["hydra"]
             self.task.look(task, waits=waits)
-            if OmegaConf.select(task, "stage.name") is None:
-                return None
-            chosen = OmegaConf.select(task, "run.id")
-            if chosen is not None:
-                return str(runs.folder_of({"paths": {"output_root": str(task.paths.output_root)}}, str(chosen)))
-            return (
-                None
-                if waits
-                else str(runs.locate(checking.resolve(task), stage=task.stage.name, data=task.data.name).folder)
-            )
         finally:
             HydraConfig.instance().cfg = before
+        if OmegaConf.select(task, "stage.name") is None or (waits and OmegaConf.select(task, "run.id") is None):
+            return None
+        settings = {"paths": {"output_root": str(task.paths.output_root)}, "run": {"id": task.run.id}}
+        if task.run.id is None:
+            settings = checking.resolve(task)
+        return str(runs.locate(settings, stage=str(task.stage.name), data=str(task.data.name)).folder)
 
     def _shape(self, composed: DictConfig) -> Shape:
         trainer, settings = composed.get("trainer"), self.settings
@@ -131,6 +129,7 @@ class SlurmLauncher(Launcher):
             directory=Path.cwd(),
             sweep=sweep,
             dependency=awaited.dependency,
+            looks=bool(awaited.folders),
         )
         if self.settings.dry_run:
             sys.stdout.write(script)

@@ -107,8 +107,10 @@ def render(
     directory: Path,
     sweep: Path,
     dependency: str,
+    looks: bool,
 ) -> str:
-    """One array. `program` is what follows the interpreter, `directory` where the command was given."""
+    """One array. `program` is what follows the interpreter, `directory` where the command was given; each job `looks`
+    whether those before it have ended well."""
     shape = jobs[0].shape
     limit = f"%{settings.parallel}" if settings.parallel else ""
     options = {
@@ -141,8 +143,10 @@ def render(
     lines += [f"python={shlex.quote(settings.python or python)}", ""]
     lines += ['case "$SLURM_ARRAY_TASK_ID" in']
     lines += [f"  {job.number}) set -- {shlex.join(job.overrides)} ;;" for job in jobs]
+    root = shlex.quote(str(Path(__file__).parents[2]))
+    look = f'PYTHONPATH={root}:"${{PYTHONPATH:-}}" "$python" -m vdm.slurm.after "$folder" && ' if looks else ""
     lines += ["esac", "", _BODY.format(
-        srun=" ".join(map(shlex.quote, settings.srun)), program=shlex.join(program), again=COMES_BACK
+        look=look, srun=" ".join(map(shlex.quote, settings.srun)), program=shlex.join(program), again=COMES_BACK
     )]  # fmt: skip
     return "\n".join(lines)
 
@@ -150,7 +154,7 @@ def render(
 # A node list may hold ranges. A warning that comes before Python has read its first line kills it: 128 + its number.
 _BODY = """\
 export MASTER_ADDR="${{MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}}"
-"$python" -m vdm.slurm.after "$folder" && srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" {srun} \\
+{look}srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" {srun} \\
   "$python" {program} "$@"
 code=$?
 if [ $code -eq {again} ]; then  # it has been requeued
