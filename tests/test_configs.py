@@ -102,4 +102,4 @@ def test_one_default_one_home():
 def test_folders_of_conf_are_groups_someone_uses():
     for folder in CONF.iterdir():
         if folder.is_dir():
-            assert list(folder.glob("*.yaml")), f"{Path(folder).name} is empty"
+            assert list(folder.rglob("*.yaml")), f"{Path(folder).name} is empty"
