@@ -85,7 +85,7 @@ def test_a_run_with_wandb_tells_nothing(shapes_root, tmp_path):
     words = [*SMALL, f"paths.data_root={shapes_root}", f"paths.output_root={tmp_path}", "run.id=it", "logger=wandb",
              "trainer.max_steps=2", "callbacks.samples.every=2", f"paths.weights={URL}"]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "train.py", *words], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=250
+        [sys.executable, "train.py", *words], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
     assert_silent(done, tmp_path)

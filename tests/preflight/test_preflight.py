@@ -140,7 +140,8 @@ def test_a_simulated_step_takes_what_a_real_one_does(exact):
 RESIDENT = """
 import os, sys
 sys.path.insert(0, {root!r})
-import functools, torch
+import torch
+import vdm
 import tests.preflight.test_preflight as here
 from tests.stages.test_autoencoder import stage
 from vdm.preflight.report import predicted
@@ -244,7 +245,7 @@ def test_how_many_processes(trainer, expected, monkeypatch):
 
 
 def group(folder, limit, used, cache, *, old):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
     for name, value in zip(names, (limit, used), strict=True):
         (folder / name).write_text(f"{value}\n")
@@ -342,7 +343,7 @@ def test_the_bound_is_above_what_is_taken(exact):
 
 def test_a_job_that_cannot_fit_is_stopped_with_what_would_help():
     check = preflight()
-    check.limit = Limit(150 * MB, "free")
+    check.limit = Limit(120 * MB, "free")
     with pytest.raises(ConfigError, match="(?s)4x16x16 does not fit.*data.batch_size.*preflight=true.*preflight=false"):
         check.short()
 

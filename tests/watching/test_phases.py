@@ -166,7 +166,7 @@ def test_the_rank_that_is_late_is_named_and_not_those_that_wait(count, phase):
 def test_nobody_is_named_for_noise_and_a_slow_device_is_found_by_its_probe():
     assert find_straggler(ranks(4, late=2, forward=0.05), [1e-3, 1.2e-3, 1e-3, 1e-3], step=1.0, threshold=0.1) is None
     found = find_straggler(ranks(4), [1e-3, 1e-3, 1e-3, 2.5e-3], step=1.0, threshold=0.1)
-    assert (found.rank, found.phase) == (3, "device")
+    assert (found.rank, found.phase, found.share) == (3, "device", pytest.approx(0.6))
 
 
 def test_peaks_of_devices(monkeypatch):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import median_low
 
 CAUSES = ("ema", "data_wait", "autoencoder", "encoding", "forward")  # before the gradients meet, in order
+SLOWER = 1 / 3  # a device that takes half as long again; one product is short, and its time noisy
 WORDS = {
     "ema": "averaging weights", "data_wait": "waiting for data", "autoencoder": "the autoencoder",
     "encoding": "encoding conditions", "forward": "the forward pass", "device": "computing: its device is slow",
@@ -40,8 +41,10 @@ def find_straggler(
         found = _latest(phase, [seconds.get(phase, 0.0) for seconds in ranks], step)
         if found.share > threshold:
             return found
-    slow = _latest("device", probes, median_low(probes) or 1.0)
-    return slow if slow.share > max(threshold, 0.5) else None  # one product is short, and so is its share of noise
+    most, middle = max(probes), median_low(probes)
+    share = 1 - middle / max(most, 1e-12)  # of a step that would last as long as the slowest device makes it
+    slow = Straggler(list(probes).index(most), "device", most, middle, share)
+    return slow if share > max(threshold, SLOWER) else None
 
 
 def _latest(phase: str, seconds: Sequence[float], unit: float) -> Straggler:
