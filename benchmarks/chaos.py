@@ -243,6 +243,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=50)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first of them, to share them between processes"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=sorted(KINDS))
     parser.add_argument("--folder", type=Path, help="where to work; what harmed stays there to be looked at")
@@ -252,7 +255,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, kinds = options.folder or Path(temporary), [options.only] if options.only else None
         with blind() if options.sabotage else nullcontext():
-            outcomes = unleash(folder, options.faults, options.seed, kinds=kinds)
+            outcomes = unleash(folder, options.faults, options.seed, first=options.first, kinds=kinds)
     print(table(outcomes))
     sys.exit(1 if harm(outcomes) else 0)
 
@@ -262,6 +265,7 @@ def unleash(
     faults: int,
     seed: int,
     *,
+    first: int = 0,
     kinds: Sequence[str] | None = None,
     stages: Sequence[str] = tuple(STAGES),
 ) -> dict[str, Counter[str]]:
@@ -275,7 +279,7 @@ def unleash(
         world.prepare()
     kinds = kinds or list(KINDS)
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
-    for number in range(faults):
+    for number in range(first, first + faults):
         kind = kinds[number % len(kinds)]
         draw = random.Random(f"{seed}/{number}")
         began = time.monotonic()

@@ -346,27 +346,19 @@ def killed_sampling(trial: Trial, draw: Random) -> str:
     left, before = draw.randint(1, 4), draw.random() < 0.5
 
     def inject() -> None:
-        from vdm import video
-
-        encode = video.encode_mp4
-
-        def dying(*arguments: Any, **more: Any) -> bytes:
-            nonlocal left
-            left -= 1
-            content = encode(*arguments, **more)
-            if not left and before:
-                _die()
-            return content
-
         replace = Path.replace
 
         def dying_replace(self: Path, target: Any) -> Path:
+            nonlocal left
+            left -= 1
+            if before and not left:
+                _die()
             found = replace(self, target)
-            if not left and not before:
+            if not left:
                 _die()
             return found
 
-        video.encode_mp4, Path.replace = dying, dying_replace
+        Path.replace = dying_replace
 
     reference = trial.world.reference(trial, "samples", lambda clean: clean.sample())
     trial.sample(inject)
