@@ -1,8 +1,12 @@
 """Steps that keep failing: back to the last whole checkpoint, on with the data, and an end with the reason."""
 
+import importlib.util
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import test_resume
@@ -148,3 +152,51 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to(shapes_root, tmp_pa
     break_batches(monkeypatch, lambda number: number < 5)
     with pytest.raises(RunError, match="not finite"):
         test_resume.train(shapes_root, tmp_path, 0)
+
+
+RANKS = """
+from vdm import training
+from vdm.launch import launch
+from vdm.stages.base import Stage
+
+backward = Stage.manual_backward
+
+def broken(self, loss, *rest):
+    is_broken = self.batches_seen in (1, 5, 6) and self.global_rank == self.trainer.world_size - 1
+    backward(self, loss * float("nan") if is_broken else loss, *rest)
+
+Stage.manual_backward = broken
+launch(training.train, "train")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("trainer", ["ddp_sim", "fsdp", "deepspeed_zero2"])
+def test_all_ranks_go_back_where_one_of_them_fails(shapes_root, tmp_path, trainer):
+    """And end with the weights of one process that has failed at the same batches."""
+    if "deepspeed" in trainer and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("needs the extra [deepspeed]")
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    runs = []
+    for processes, name in ((1, "cpu"), (2, trainer)):
+        given = {entry.partition("=")[0]: entry for entry in settings(shapes_root, tmp_path / name, 0)}
+        changed = [f"trainer={name}", f"data.batch_size={4 // processes}", "callbacks.validation.every=0"]
+        if processes > 1:
+            changed += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+        given |= {entry.partition("=")[0]: entry for entry in changed}
+        launch = (
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        done = subprocess.run([sys.executable, *launch, str(script), *given.values()], env=environment, text=True,
+                              capture_output=True, timeout=400, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Going back to step-00000003" in done.stderr
+        runs.append(Run(tmp_path / name / "it"))
+    one, two = (checkpoint.load(run.last_checkpoint()) for run in runs)
+    assert two["ema_updates"] == one["ema_updates"] == STEPS
+    for kind in ("state_dict", "ema"):
+        for name, tensor in one[kind].items():
+            torch.testing.assert_close(two[kind][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
