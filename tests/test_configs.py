@@ -92,7 +92,11 @@ def test_one_default_one_home():
             if not node["_target_"].startswith(("vdm.", "data.")):
                 continue
             module, _, name = node["_target_"].rpartition(".")
-            parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+            called = getattr(importlib.import_module(module), name)
+            written = called.__init__ if inspect.isclass(called) else called
+            if not getattr(written, "__module__", "").startswith(("vdm.", "data.")):
+                continue  # inherited from somebody else
+            parameters = inspect.signature(called).parameters
             doubled += [
                 f"{key}.{k}" for k in node if k in parameters and parameters[k].default is not inspect.Parameter.empty
             ]
