@@ -66,7 +66,7 @@ def test_command(page, words):
     sweep = [re.sub(r"=([^\[{,]+),.*", r"=\1", word) for word in overrides]  # the first point of a sweep
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         resolved = config.resolve(hydra.compose(primary, overrides=sweep))
-    for name in ("data", "devices", "model", "prompts", "files"):  # ask for shards, GPUs, runs or files
+    for name in ("data", "devices", "packages", "model", "prompts", "files"):  # ask for shards, GPUs, runs or files
         resolved.get("checks", {}).pop(name, None)
     config.check_resolved(resolved)
 

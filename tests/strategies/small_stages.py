@@ -29,7 +29,7 @@ DIFFUSION = [
     ROUNDING,
     *CLIP,
 ]
-ADAMW = [ROUNDING, "stage.optimizer._target_=torch.optim.AdamW", "stage.optimizer.lr=1e-3",
+ADAMW = [ROUNDING, "stage.optimizer._target_=torch.optim.AdamW", "stage.optimizer.lr=1e-3", "stage.optimizer.max_width=1",
          *(f"~stage.optimizer.{name}" for name in ("matrix_lr", "momentum", "min_width", "max_width"))]  # fmt: skip
 
 STAGES = {

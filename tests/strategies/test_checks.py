@@ -27,6 +27,13 @@ def test_precision():
         checks.strategy_fits(strategy=FSDP, precision="bf16-true", optimizer=ADAMW)
 
 
+def test_gathered_in_half():
+    half = FSDP | {"gather": "bfloat16"}
+    checks.strategy_fits(strategy=half, precision="bf16-mixed", optimizer=ADAMW)
+    with pytest.raises(ConfigError, match="gather=float32"):
+        checks.strategy_fits(strategy=half, precision="32-true", optimizer=ADAMW)
+
+
 @pytest.mark.parametrize("strategy", ["deepspeed_stage_3_offload", "fsdp"])
 def test_strategies_with_checkpoints_of_their_own(strategy):
     with pytest.raises(ConfigError, match="trainer=fsdp"):

@@ -75,9 +75,23 @@ def test_half_precision_is_autocast_everywhere(trained, trainer):
 
 
 @pytest.mark.slow
+def test_units_are_given_up_and_gathered_again(trained):
+    """By its own settings DeepSpeed keeps what is so small."""
+    few = ("trainer.strategy.max_live_parameters=1000", "trainer.strategy.prefetch_bucket_size=500")
+    assert_alike(trained("vdm", "deepspeed_zero3", 2, *few), trained("vdm"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["fsdp", "deepspeed_zero3"])
 def test_activations_that_are_computed_again(trained, trainer):
     assert_alike(trained("vdm", trainer, 2, "backbone.checkpoint_levels=[0,1]"), trained("vdm"))
+
+
+@pytest.mark.slow
+def test_weights_gathered_in_half(trained):
+    half = "trainer.precision=bf16-mixed"
+    run = trained("vdm", "fsdp", 2, half, "trainer.strategy.gather=bfloat16")
+    assert_alike(run, trained("vdm", "cpu", 1, half), tolerance=1e-4)
 
 
 @pytest.mark.slow

@@ -30,6 +30,10 @@ def strategy_fits(*, strategy: Any, precision: str | int, optimizer: Mapping[str
     if target.startswith(OURS) and str(precision) not in PRECISIONS:
         raise ConfigError("this strategy does not know the precision", key="trainer.precision", got=precision,
                           allowed=PRECISIONS)  # fmt: skip
+    if target.startswith(OURS) and strategy.get("gather") == "bfloat16" and precision != "bf16-mixed":
+        remedy = "set trainer.precision=bf16-mixed, or trainer.strategy.gather=float32"
+        raise ConfigError("weights in bfloat16 compute with numbers of another kind", key="trainer.strategy.gather",
+                          got=f"bfloat16, precision {precision}", remedy=remedy)  # fmt: skip
     if target == ZERO and optimizer.get("_target_") in WHOLE_MATRICES:
         remedy = "set stage.optimizer._target_=torch.optim.AdamW without what only Muon knows, or trainer=fsdp or ddp"
         raise ConfigError("ZeRO cuts matrices into pieces, and Muon needs whole ones", key="stage.optimizer._target_",

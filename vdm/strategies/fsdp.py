@@ -53,13 +53,24 @@ class FSDP(Sharded):
             "mesh": mesh,
             "mp_policy": half if self.gather == "bfloat16" else MixedPrecisionPolicy(cast_forward_inputs=False),
             "offload_policy": CPUOffloadPolicy() if self.offload and mesh.device_type != "cpu" else OffloadPolicy(),
-            "ignored_params": {p for p in stage.parameters() if not p.requires_grad},
+            "ignored_params": {p for p in stage.parameters() if not (p.requires_grad and p.dim())},
         }
         self._units = [module for _, module in self.modules_of_units()]
         for unit in self._units:
             fully_shard(unit, reshard_after_forward=self.reshard, **settings)
         self._sharing = fully_shard(Sharing(stage), reshard_after_forward=False, **settings)
+        self._scalars = [p for p in stage.parameters() if p.requires_grad and not p.dim()]  # there is nothing to cut
         self.setup_optimizers(trainer)
+        if self.root_device.type == "cuda":
+            self._step_together()
+
+    def _step_together(self) -> None:
+        """What torch chooses by itself for tensors that are whole."""
+        (optimizer,) = self.optimizers
+        for group in optimizer.param_groups:
+            chosen = group.get("foreach"), group.get("fused")
+            if "foreach" in group and chosen in ((None, None), (None, False)) and all(p.dim() for p in group["params"]):
+                group["foreach"] = True
 
     # ---- a step ---------------------------------------------------------------------------------------------------
 
@@ -67,8 +78,29 @@ class FSDP(Sharded):
         return self._sharing(batch)
 
     def clip(self, optimizer: Optimizer, limit: float | None) -> Tensor:
-        norm = super().clip(optimizer, limit)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._average_scalars()
+        groups = [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+        local = [[g.to_local() if isinstance(g, DTensor) else g for g in group] for group in groups]
+        # Of what is whole on every rank one counts.
+        counted = [
+            [own for g, own in zip(*pair, strict=True) if isinstance(g, DTensor) or self.is_global_zero]
+            for pair in zip(groups, local, strict=True)
+        ]
+        zero = torch.zeros((), device=self.root_device)
+        squares = [sum((g.float().square().sum().to(zero.device) for g in group), zero) for group in counted]
+        norms = self.reduce_sum(torch.stack(squares)).sqrt()
+        for group, norm in zip(local, norms, strict=True):
+            if group and limit is not None:
+                scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+                torch._foreach_mul_(group, scale.to(group[0].device))
+        return norms.norm()
+
+    def _average_scalars(self) -> None:
+        with_grad = [p for p in self._scalars if p.grad is not None]
+        if with_grad:
+            total = self.reduce_sum(torch.stack([p.grad for p in with_grad])) / self.world_size
+            for parameter, gradient in zip(with_grad, total, strict=True):
+                parameter.grad.copy_(gradient)
 
     # ---- pieces ---------------------------------------------------------------------------------------------------
 

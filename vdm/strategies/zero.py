@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -89,9 +90,10 @@ class Zero(Sharded):
         assert len(learning) == sum(map(len, self._groups)), "the optimizer has what is trained"
         self._units = [module for _, module in self.modules_of_units()]
         self._sharing = Sharing(self, self._units, learning)
-        self.engine, *_ = deepspeed.initialize(
-            model=self._sharing, optimizer=optimizer, config=self._settings(), dist_init_required=False
-        )
+        with as_one_began():
+            self.engine, *_ = deepspeed.initialize(
+                model=self._sharing, optimizer=optimizer, config=self._settings(), dist_init_required=False
+            )
         self.zero = self.engine.optimizer
         self._kept = [] if self.stage < 3 else list(self._sharing.parameters(recurse=False))
         self.flat = Flat(self.zero, self._groups, stage=self.stage)
@@ -199,6 +201,8 @@ class Zero(Sharded):
         return part_of(whole, parameter.ds_tensor.numel(), self.global_rank)
 
     def refresh(self) -> None:
+        if self.stage == 3:
+            self._release(list(self._sharing.parameters()))  # whole copies, of a step that was not taken
         self.zero.refresh_fp32_params()
 
     def whole_weights(self) -> AbstractContextManager:
@@ -255,6 +259,22 @@ class Sharing(nn.Module):
         (strategy,) = self._strategy
         with strategy.precision_plugin.forward_context():
             return strategy.lightning_module.losses(batch)
+
+
+@contextmanager
+def as_one_began() -> Iterator[None]:
+    """All ranks begin with the weights of the first. DeepSpeed's own way cannot send a single number."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    def send(engine: Any) -> None:
+        for parameter in engine.module.parameters():
+            distributed.broadcast(parameter.data, 0)
+
+    before, DeepSpeedEngine._broadcast_model = DeepSpeedEngine._broadcast_model, send
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = before
 
 
 def import_deepspeed(device: torch.device) -> Any:
