@@ -20,4 +20,7 @@ class WandbRun(WandbLogger):
     def finalize(self, status: str) -> None:
         super().finalize(status)
         if self._experiment is not None:
+            import wandb  # late: optional
+
             self._experiment.finish(exit_code=int(status == "failed"))  # the next job of a sweep is another run
+            wandb.teardown()  # its service, before SLURM ends all processes of a job
