@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "config": {"bounds", "errors", "signature"},
     "runs": {"errors", "secrets"},
     "slurm": {"bounds", "config", "errors", "runs", "sweeps"},
-    "sweeps": {"errors", "runs", "slurm"},
+    "sweeps": {"errors", "runs", "secrets", "slurm"},
     "wandb_run": set(),
     "launch": {"config", "errors", "lineage", "secrets", "slurm", "sweeps"},
     "lineage": {"autoencoder", "backbones", "errors", "runs"},

@@ -105,6 +105,18 @@ def test_a_wrong_setting_is_not_repeated(tmp_path):
     assert_silent(done, tmp_path)
 
 
+def test_a_sweep_keeps_references(tmp_path):
+    """Hydra writes down the whole command of a sweep; a job that fails writes down why."""
+    words = ["-m", "stage=autoencoder", f"paths.output_root={tmp_path}", f"paths.weights={URL}", "trainer.max_steps=0"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *words], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 2, done.stderr
+    (kept,) = tmp_path.rglob("multirun.yaml")
+    assert "paths.weights=${oc.env:VDM_GIVEN_" in kept.read_text()
+    assert_silent(done, tmp_path)
+
+
 class Refusing(BaseHTTPRequestHandler):
     """Says what it was sent, as a careless server may."""
 

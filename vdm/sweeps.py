@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdm.errors import RunError, UserError
 from vdm.runs import Run, write_atomically
+from vdm.secrets import redact
 from vdm.slurm import queue
 
 SUBMITTED, ASKED, STARTED, LOG, EXIT_CODE = "submitted.json", "asked.json", "started.json", "log.txt", "exit_code"
@@ -54,7 +55,7 @@ def failed(error: UserError) -> None:
     """In a job of a sweep: why there is nothing more to come."""
     folder = _own_folder()
     if folder is not None and not (folder / ASKED).exists():  # what SLURM runs ends with a code
-        write_atomically(folder / EXIT_CODE, f"2\n{error}\n")
+        write_atomically(folder / EXIT_CODE, redact(f"2\n{error}\n"))
 
 
 def pin(cfg: DictConfig) -> None:
