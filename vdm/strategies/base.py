@@ -17,6 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as distributed
+from pytorch_lightning.overrides.distributed import _sync_module_states
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -101,6 +102,7 @@ class Sharded(DDPStrategy, Whole):
         self.model_to_device()
         for parameter in self.lightning_module.parameters():  # pieces know no other order than this
             parameter.data = parameter.data.contiguous().flatten().view(parameter.shape)
+        _sync_module_states(self.model)
         self.shard(trainer)
         self.is_sharded = True
         self.setup_precision_plugin()

@@ -6,7 +6,7 @@ into equal parts, and lays those of one rank one behind the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from vdm.strategies.base import gathered
+
+COUNT = "step"  # what optimizers call the number of their steps
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,12 @@ class Part:
 
 
 class Flat:
-    def __init__(self, zero: Any, groups: Sequence[Sequence[nn.Parameter]], *, stage: int):
-        self.zero, self.stage = zero, stage
+    """`shapes` are those that parameters had, by their id."""
+
+    def __init__(
+        self, zero: Any, groups: Sequence[Sequence[nn.Parameter]], shapes: Mapping[int, torch.Size], *, stage: int
+    ):
+        self.zero, self.shapes = zero, [shapes[id(p)] for group in groups for p in group]
         self.by_parameter = stage == 3
         self.parameters = [p for group in groups for p in group]
         self.sizes = [len(group) for group in groups]
@@ -97,14 +103,14 @@ class Flat:
             group = self.zero.optimizer.param_groups[part.group]
             for key in dict.fromkeys(key for entry in known.values() for key in entry):
                 values = {number: entry[key] for number, entry in known.items() if key in entry}
-                first = next(iter(values.values()))
-                if isinstance(first, Tensor) and first.dim():
-                    own[key] = self._joined(part, values, rank).to(part.tensor)
-                elif isinstance(first, Tensor):
+                number, first = next(iter(values.items()))
+                if not isinstance(first, Tensor):
+                    own[key] = first
+                elif key == COUNT or first.shape != self.shapes[number]:
                     on_device = group.get("fused") or group.get("capturable")
                     own[key] = torch.stack(list(values.values())).max().to(part.tensor.device if on_device else "cpu")
                 else:
-                    own[key] = first
+                    own[key] = self._joined(part, values, rank).to(part.tensor)
             if not own:
                 del self.zero.optimizer.state[part.tensor]
         for group, before in zip(self.zero.optimizer.param_groups, saved["param_groups"], strict=True):
@@ -122,7 +128,7 @@ class Flat:
         """`rank n`, what the ranks have of a part, as the tensors of its parameters."""
         found, begin = [], 0
         for number in part.numbers:
-            size, shape = self._size(number), self._shape(number)
+            size, shape = self.shapes[number].numel(), self.shapes[number]
             if self.by_parameter:
                 own = self.parameters[number].partition_numel()
                 values = rows[:, begin : begin + own].flatten()[:size]
@@ -138,7 +144,7 @@ class Flat:
         flat, begin = torch.zeros(part.tensor.numel()), 0
         first = 0 if self.by_parameter else rank * len(flat)
         for number in part.numbers:
-            size = self._size(number)
+            size = self.shapes[number].numel()
             whole = values[number].flatten() if number in values else torch.zeros(size)
             if self.by_parameter:
                 own = self.parameters[number].partition_numel()
@@ -151,11 +157,3 @@ class Flat:
                 flat[low - first : high - first] = whole[low - begin : high - begin]
             begin += size
         return flat
-
-    def _size(self, number: int) -> int:
-        parameter = self.parameters[number]
-        return parameter.ds_numel if self.by_parameter else parameter.numel()
-
-    def _shape(self, number: int) -> torch.Size:
-        parameter = self.parameters[number]
-        return parameter.ds_shape if self.by_parameter else parameter.shape

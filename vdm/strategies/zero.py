@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -88,15 +87,18 @@ class Zero(Sharded):
         learning = [p for p in self.lightning_module.parameters() if p.requires_grad]
         self._groups = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
         assert len(learning) == sum(map(len, self._groups)), "the optimizer has what is trained"
+        self._shapes = {id(p): p.shape for p in self.lightning_module.parameters()}
+        for parameter in self.lightning_module.parameters():
+            if not parameter.dim():  # DeepSpeed cannot send a single number
+                parameter.data = parameter.data.view(1)
         self._units = [module for _, module in self.modules_of_units()]
         self._sharing = Sharing(self, self._units, learning)
-        with as_one_began():
-            self.engine, *_ = deepspeed.initialize(
-                model=self._sharing, optimizer=optimizer, config=self._settings(), dist_init_required=False
-            )
+        self.engine, *_ = deepspeed.initialize(
+            model=self._sharing, optimizer=optimizer, config=self._settings(), dist_init_required=False
+        )
         self.zero = self.engine.optimizer
         self._kept = [] if self.stage < 3 else list(self._sharing.parameters(recurse=False))
-        self.flat = Flat(self.zero, self._groups, stage=self.stage)
+        self.flat = Flat(self.zero, self._groups, self._shapes, stage=self.stage)
         for number, group in enumerate(self._groups):
             for parameter in group:
                 parameter.register_post_accumulate_grad_hook(lambda _, number=number: self._active.add(number))
@@ -189,11 +191,13 @@ class Zero(Sharded):
         return parameter.ds_tensor.detach() if hasattr(parameter, "ds_tensor") else parameter.detach()
 
     def whole(self, pieces: Mapping[Any, Piece]) -> dict[Any, Tensor]:
-        cut = {name: (piece, p.ds_shape) for name, (p, piece) in pieces.items() if hasattr(p, "ds_tensor")}
+        shapes = {name: self._shapes[id(parameter)] for name, (parameter, _) in pieces.items()}
+        cut = {name: (piece, shapes[name]) for name, (p, piece) in pieces.items() if hasattr(p, "ds_tensor")}
         found = put_together(cut, self.root_device)
         if not self.is_global_zero:
             return {}
-        return {name: found[name] if name in cut else piece.to("cpu", copy=True) for name, (_, piece) in pieces.items()}
+        copies = {name: piece for name, (_, piece) in pieces.items() if name not in cut}
+        return found | {name: piece.to("cpu", copy=True).view(shapes[name]) for name, piece in copies.items()}
 
     def cut(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         if not hasattr(parameter, "ds_tensor"):
@@ -259,22 +263,6 @@ class Sharing(nn.Module):
         (strategy,) = self._strategy
         with strategy.precision_plugin.forward_context():
             return strategy.lightning_module.losses(batch)
-
-
-@contextmanager
-def as_one_began() -> Iterator[None]:
-    """All ranks begin with the weights of the first. DeepSpeed's own way cannot send a single number."""
-    from deepspeed.runtime.engine import DeepSpeedEngine
-
-    def send(engine: Any) -> None:
-        for parameter in engine.module.parameters():
-            distributed.broadcast(parameter.data, 0)
-
-    before, DeepSpeedEngine._broadcast_model = DeepSpeedEngine._broadcast_model, send
-    try:
-        yield
-    finally:
-        DeepSpeedEngine._broadcast_model = before
 
 
 def import_deepspeed(device: torch.device) -> Any:
