@@ -69,7 +69,7 @@ def child(kind: str, words: list[str]) -> None:
     if kind == "predict":
 
         def full(self):
-            (bucket,) = self.buckets(others=True)
+            (bucket,) = self.buckets(others=False)
             found.update(above=bucket.bytes - bucket.resident, before=bucket.resident, phase=bucket.usage.worst_phase)
             return ""
 

@@ -375,6 +375,7 @@ def test_a_smaller_batch_is_found_on_the_line(exact):
     (found,) = check.buckets(others=False)
     setting = found.remedies[0].setting
     assert setting.startswith("data.batch_size=")
-    count = int(setting.split("=")[1].split()[0])
-    assert 1 <= count < 64
+    count, times = (int(part.split("=")[1]) for part in setting.split())
+    assert count * times == 64  # a step learns from as many clips as before
+    assert count < 64
     assert found.remedies[0].bytes <= found.bytes

@@ -182,12 +182,13 @@ class Preflight:
         return found
 
     def _smaller_batch(self, bucket: Bucket, half: int, halved: int) -> Remedy:
-        """The largest batch that fits, on the line through two that were simulated."""
+        """The largest part of a batch that fits, on the line through two that were simulated."""
         each = max((bucket.bytes - half) / (bucket.shape.count - halved), 1)
         fixed = bucket.bytes - each * bucket.shape.count
-        most = int((report.CLOSE * self.limit.bytes - fixed) / each)
-        count = min(max(most, 1), bucket.shape.count - 1)
-        times = -(-bucket.shape.count // count) * self.stage.accumulate
+        most = max(int((report.CLOSE * self.limit.bytes - fixed) / each), 1)
+        whole = bucket.shape.count  # the batch of a step stays as large as it is
+        count = max(part for part in range(1, whole) if whole % part == 0 and (part <= most or part == 1))
+        times = whole // count * self.stage.accumulate
         setting = f"{bucket.shape.key}={count} stage.accumulate={times}"
         return Remedy(setting, int(fixed + each * count))
 
