@@ -209,7 +209,7 @@ def _trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     settings = {key: value for key, value in settings.items() if key != "_target_"}
     if isinstance(settings["strategy"], dict):
         settings["strategy"] = instantiate(cfg.trainer.strategy, _convert_="all")
-    return settings | launching.started()
+    return launching.started(settings)
 
 
 def _loggers(cfg: DictConfig, run: Run, resumed_step: int | None, leader: bool) -> list:

@@ -55,10 +55,13 @@ def test_nodes_are_started_by_others():
 
 
 def test_torchrun_says_how_many(monkeypatch):
-    assert launching.started() == {}
+    asked = {"devices": "auto", "num_nodes": 1, "strategy": "auto"}
+    assert launching.started(asked) == asked
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert launching.started() == {"devices": 8, "num_nodes": 2}
+    found = {"devices": 8, "num_nodes": 2, "strategy": "ddp_find_unused_parameters_true"}
+    assert launching.started(asked) == found
+    assert launching.started(asked | {"strategy": "x"}) == found | {"strategy": "x"}
 
 
 # ---- what they do, with programs in the place of training

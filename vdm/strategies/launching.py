@@ -40,12 +40,16 @@ def is_started() -> bool:
     return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
 
 
-def started() -> dict[str, Any]:
-    """The settings of a trainer whose processes torchrun, or `run`, has started: it knows how many."""
-    if "LOCAL_WORLD_SIZE" not in os.environ:
-        return {}
-    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    return {"num_nodes": world // local} | ({"devices": local} if local > 1 else {})
+def started(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a trainer in a process among others: whoever started it (torchrun, `run`) knows how many they are."""
+    world, local = int(os.environ.get("WORLD_SIZE") or 1), int(os.environ.get("LOCAL_WORLD_SIZE") or 0)
+    if world > 1 and settings["strategy"] == "auto":
+        settings = settings | {
+            "strategy": "ddp_find_unused_parameters_true"
+        }  # a discriminator rests until its start step
+    if not local:
+        return settings
+    return settings | {"num_nodes": world // local} | ({"devices": local} if local > 1 else {})
 
 
 def count(trainer: DictConfig) -> int:
@@ -56,18 +60,18 @@ def count(trainer: DictConfig) -> int:
         remedy = "srun with one task a device, or torchrun --nnodes <nodes> --nproc_per_node <devices> on every node"
         raise ConfigError("several nodes are started by others", key="trainer.num_nodes", got=trainer.num_nodes,
                           allowed=1, remedy=remedy)  # fmt: skip
-    devices, is_gpu = trainer.devices, trainer.accelerator in ("gpu", "cuda")
+    devices = trainer.devices
     if OmegaConf.is_list(devices):
         return len(devices)
     if isinstance(devices, str) and "," in devices:
         return len([part for part in devices.split(",") if part.strip()])
     if str(devices) not in ("auto", "-1"):
         return int(devices)
-    if not is_gpu:
+    if trainer.accelerator == "cpu":
         return 1
     import torch
 
-    return torch.cuda.device_count()
+    return max(torch.cuda.device_count(), 1)
 
 
 def run(cfg: DictConfig, processes: int) -> float | None:
