@@ -38,15 +38,17 @@ begun=""
 
 # submit <stage> <stages before it, by commas> <program> <settings>
 submit() {
-  local stage="$1" parents="$2" own="${1^^}" after="" parent
+  local stage="$1" parents="$2" own="${1^^}" after="" parent program
   shift 2
+  [ "$1" = "-m" ] && program=(-m "$2") || program=("$1")
+  shift ${#program[@]}
   [ "$stage" != "$FROM" ] || begun=1
   [[ -n "$begun" && "$SKIP" != *" $stage "* ]] || return 0
   for parent in ${parents//,/ }; do
     [[ "$SKIP" == *" $parent "* ]] || after+="${after:+,}$NAME-$parent"
   done
   echo "== $stage"
-  "$PYTHON" "$@" -m hydra/launcher=slurm "hydra.launcher.name=$NAME-$stage" "hydra.launcher.after=[$after]" \
+  "$PYTHON" "${program[@]}" -m "$@" hydra/launcher=slurm "hydra.launcher.name=$NAME-$stage" "hydra.launcher.after=[$after]" \
     ${LAUNCHER:-} ${COMMON:-} ${!own:-}
 }
 

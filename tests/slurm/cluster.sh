@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # A SLURM cluster on this machine: cluster.sh start <folder> [<nodes>] | stop <folder>
 # Controller and node daemons run as root without systemd or cgroups. Two emulated nodes, n1 and n2, of 2 CPUs each.
-# Clients need SLURM_CONF=<folder>/slurm.conf. The same port numbers serve one cluster at a time.
+# Clients need SLURM_CONF=<folder>/slurm.conf.
 set -euo pipefail
 action="${1:?start or stop}"
 folder="$(realpath -m "${2:?folder}")"
 nodes="${3:-2}"
 
 running() { [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }
+
+taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 stop() {
   export SLURM_CONF="$folder/slurm.conf"
@@ -30,7 +32,7 @@ stop() {
       kill -KILL "$steps" || true
     fi
   done
-  if [ -s "$folder/munge.started" ]; then
+  if [ -s "$folder/munge.started" ] && ! pgrep -x slurmctld >/dev/null; then
     kill "$(cat "$folder/munge.started")" 2>/dev/null || true
     rm -f "$folder/munge.started"
   fi
@@ -48,6 +50,8 @@ start() {
     cp /run/munge/munged.pid "$folder/munge.started"
   fi
   host="$(hostname -s)"
+  base=16800 # another cluster may run here
+  while taken "$((base + 17))" || taken "$((base + 21))"; do base=$((base + 50)); done
   cat > "$folder/slurm.conf" <<CONF
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
@@ -56,7 +60,7 @@ SlurmdUser=root
 AuthType=auth/munge
 # Without it a requeued job waits for its old credential to expire: two minutes.
 AuthInfo=cred_expire=5
-SlurmctldPort=16817
+SlurmctldPort=$((base + 17))
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool/%n
 SlurmctldPidFile=$folder/run/slurmctld.pid
@@ -81,13 +85,15 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 CONF
   for number in $(seq "$nodes"); do
-    echo "NodeName=n$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((16820 + number)) CPUs=2 State=UNKNOWN"
+    echo "NodeName=n$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((base + 20 + number)) CPUs=2 State=UNKNOWN"
   done >> "$folder/slurm.conf"
   all="n[1-$nodes]"
   echo "PartitionName=debug Nodes=$all Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=0" >> "$folder/slurm.conf"
   echo "PartitionName=urgent Nodes=$all MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF" >> "$folder/slurm.conf"
   export SLURM_CONF="$folder/slurm.conf"
   slurmctld -c
+  for _ in $(seq 50); do [ -s "$folder/run/slurmctld.pid" ] && break; sleep 0.1; done
+  running "$folder/run/slurmctld.pid" || { echo "slurmctld did not start: see $folder/log" >&2; exit 4; }
   for number in $(seq "$nodes"); do
     mkdir -p "$folder/spool/n$number"
     slurmd -N "n$number"

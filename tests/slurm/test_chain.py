@@ -21,7 +21,8 @@ def chain(*words, **environment):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     stages = [line.removeprefix("== ") for line in lines[::2]]
-    commands = [[word for word in line.split() if word != "-m"] for line in lines[1::2]]
+    commands = [line.removeprefix("-m ").split() for line in lines[1::2]]
+    assert all(words.pop(1) == "-m" for words in commands)  # Hydra wants it before the overrides
     return {stage: (words[0], words[1:]) for stage, words in zip(stages, commands, strict=True)}
 
 
