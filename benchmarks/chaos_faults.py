@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -124,7 +125,8 @@ def dead_worker(trial: Trial, draw: Random) -> str:
             submit(self, ticket, request)
             if ticket in deadly:
                 for worker in self._workers if everybody else self._workers[:1]:
-                    os.kill(worker.process.pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # not yet replaced since the last time
+                        os.kill(worker.process.pid, signal.SIGKILL)
 
         WorkerPool.submit = submitting
 
@@ -288,8 +290,8 @@ def dead_rank(trial: Trial, draw: Random) -> str:
     trial.codes += [codes[victim], codes[1 - victim]]
     if codes[victim] != DIED or codes[1 - victim] != SAID:
         return "hung" if None in codes else "not as expected"
-    trial.codes += [max(_two(trial), key=abs)]
-    return trial.verdict(reference, [DIED, SAID])
+    trial.codes += _two(trial)
+    return trial.verdict(reference, [DIED, SAID, 0])
 
 
 def _two(trial: Trial, victim: int | None = None, inject: Callable[[], None] | None = None) -> list[int | None]:
@@ -304,7 +306,11 @@ def _two(trial: Trial, victim: int | None = None, inject: Callable[[], None] | N
         )
         for rank in range(2)
     ]
-    return wait(ranks, BOUND)
+    codes = wait(ranks if victim is None else [ranks[victim]])
+    if victim is None:
+        return codes
+    (survivor,) = wait([ranks[1 - victim]], BOUND)
+    return [survivor, *codes] if victim else [*codes, survivor]
 
 
 def asked_to_stop(trial: Trial, draw: Random) -> str:
