@@ -70,6 +70,8 @@ def settings_of(stage, root, data_root, *, processes, trainer):
         f"trainer.devices={processes}",
         "trainer.precision=32-true",
     ]
+    if trainer.endswith("offload"):
+        machine.append("trainer.strategy.pin_memory=false")  # there is no device to copy to
     given = [entry.format(root=root) for entry in STAGES[stage]]
     return [*given, *COMMON, batch, f"paths.data_root={data_root}", *machine]
 

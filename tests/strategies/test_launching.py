@@ -162,6 +162,7 @@ def test_a_signal_is_passed_on_and_all_may_finish(programs):
 # ---- the command
 
 
+@pytest.mark.timeout(600)
 def test_a_sweep_of_two_jobs_with_two_processes_each(shapes_root, tmp_path):
     """Each job in a run folder of its own, and not one folder more."""
     given = [
@@ -171,7 +172,7 @@ def test_a_sweep_of_two_jobs_with_two_processes_each(shapes_root, tmp_path):
         "callbacks.samples.every=0", "callbacks.checkpoint.finish_batches=1", "data.val_clips=4",
     ]  # fmt: skip
     command = [sys.executable, "train.py", "-m", *given]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stderr
     runs = [Run(path) for path in tmp_path.iterdir() if path.name != "sweeps"]
     assert len(runs) == 2

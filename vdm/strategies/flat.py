@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vdm.strategies.base import gathered
 
 COUNT = "step"  # what optimizers call the number of their steps
+NO_BATCH = -1  # DeepSpeed's count of the batches of a step, before the first
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Flat:
     def __init__(
         self, zero: Any, groups: Sequence[Sequence[nn.Parameter]], shapes: Mapping[int, torch.Size], *, stage: int
     ):
+        self._seen: list[list[Tensor]] = []
         self.zero, self.shapes = zero, [shapes[id(p)] for group in groups for p in group]
         self.by_parameter = stage == 3
         self.parameters = [p for group in groups for p in group]
@@ -54,25 +56,27 @@ class Flat:
 
     def gradients(self) -> list[list[Tensor]]:
         """What this rank has of the averaged gradients, by group."""
-        found: list[list[Tensor]] = [[] for _ in self.sizes]
+        self._seen = [[] for _ in self.sizes]
         for i, part in enumerate(self.parts):
-            kept = self.zero.averaged_gradients.get(i)
-            found[part.group] += list(kept or []) if not self._is_offloaded else [part.tensor.grad]
-        return found
+            kept = [part.tensor.grad] if self._is_offloaded else self.zero.averaged_gradients.get(i) or []
+            self._seen[part.group] += kept
+        return self._seen
 
     def clear_gradients(self) -> None:
-        """As DeepSpeed does after an overflow. Buffers are zero: it would take old values where a gradient is absent."""
-        for group in self.gradients():
-            for gradient in group:
+        """What DeepSpeed does after a step, or after one that it skips."""
+        if self.by_parameter or self._is_offloaded:  # into buffers that keep old values where a gradient is absent
+            for gradient in (one for group in self._seen for one in group):
                 gradient.zero_()
+        self._seen = []
         self.zero.zero_grad(set_to_none=True)
         if self._is_offloaded:
             self.zero.reset_cpu_buffers()
-        elif self.by_parameter:
+        if self.by_parameter:
             self.zero.averaged_gradients = {}
-        else:
-            for i in self.zero.averaged_gradients:
-                self.zero.averaged_gradients[i] = self.zero.all_grad_tensors[i] = None
+            return
+        self.zero.micro_step_id = NO_BATCH
+        for i in self.zero.averaged_gradients:
+            self.zero.averaged_gradients[i] = self.zero.all_grad_tensors[i] = None
 
     @property
     def _is_offloaded(self) -> bool:

@@ -145,7 +145,8 @@ class Zero(Sharded):
         return closure_loss
 
     def clip(self, optimizer: Optimizer, limit: float | None) -> Tensor:
-        squares = [sum((g.double().square().sum() for g in group), torch.zeros(())) for group in self.flat.gradients()]
+        lengths = [[torch.linalg.vector_norm(g, dtype=torch.float64) for g in group] for group in self.flat.gradients()]
+        squares = [sum((length.square() for length in group), torch.zeros(())) for group in lengths]
         active = [torch.tensor(float(number in self._active)) for number in range(len(squares))]
         sums = torch.stack([value.double().to(self.root_device) for value in (*squares, *active)])
         squares, active = self.reduce_sum(sums).chunk(2)
