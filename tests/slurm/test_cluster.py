@@ -202,15 +202,20 @@ def test_a_run_in_wandb_and_its_requeue_are_one(cluster, shapes_root, tmp_path):
     cluster.call("scancel", "--signal=USR1", job_of(folder))
     cluster.wait(sweep)
     assert cluster.facts(job_of(folder))["Restarts"] == "1", logs(sweep)
-    files = sorted((tmp_path / "it" / "wandb").glob("offline-run-*/run-it.wandb"), key=lambda path: path.parent.name)
+    are_one(tmp_path / "it", wandb_records.Record)
+
+
+def are_one(run, kind):
+    """Two starts under one id, each step once, with all its videos."""
+    files = sorted((run / "wandb").glob("offline-run-*/run-it.wandb"), key=lambda path: path.parent.name)
     assert len(files) == 2
-    parts = [records(path, wandb_records.Record) for path in files]
+    parts = [records(path, kind) for path in files]
     assert {record.run.run_id for part in parts for record in part if record.HasField("run")} == {"it"}
     history = [row for part in parts for row in rows(part)]
     counted = [row["_step"] for row in history]
     assert counted == sorted(set(counted)), "each step once, in order, over both parts"
     assert counted == list(range(1, 41))
-    videos = {row["_step"]: row["samples"]["videos"][0]["path"] for row in history if "samples" in row}
+    videos = {row["_step"]: row["samples/videos"][0]["path"] for row in history if "samples/videos" in row}
     assert sorted(videos) == [10, 20, 30, 40]
     assert all(any((path.parent / "files" / name).is_file() for path in files) for name in videos.values())
 
