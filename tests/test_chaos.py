@@ -30,7 +30,6 @@ def test_harm_is_seen(folder, tmp_path):
     with chaos.blind():
         outcomes = chaos.unleash(tmp_path, 2, 5, kinds=["flipped bit in the checkpoint"], stages=["autoencoder"])
     assert chaos.harm(outcomes), chaos.table(outcomes)
-    assert "silently other" in chaos.table(outcomes)
 
 
 @pytest.mark.slow
