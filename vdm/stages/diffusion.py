@@ -208,11 +208,15 @@ class DiffusionStage(Stage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["stage"]["level_losses"] = list(self.level_losses)
+        levels = torch.tensor(self.level_losses, dtype=torch.float64, device=self.device)
+        checkpoint["stage"]["level_losses"] = self.all_gather(levels).reshape(-1, len(levels)).tolist()  # a row a rank
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.level_losses = list(checkpoint["stage"]["level_losses"])
+        rows = checkpoint["stage"]["level_losses"]
+        same = self._trainer is not None and self.trainer.world_size == len(rows)
+        mean = torch.tensor(rows, dtype=torch.float64).nanmean(0).tolist()
+        self.level_losses = list(rows[self.global_rank]) if same else mean
 
 
 def _learning(network: nn.Module) -> list[nn.Parameter]:
