@@ -197,7 +197,9 @@ def print_cost(models: dict[str, tuple[float, float]], prompt: float, common: fl
 
 
 def read(root: str, split: str, count: int) -> list[Demonstration]:
-    cache = ShardCache(folder=None, gigabytes=1.0, retries=0, pause=1.0, timeout=60.0, ahead=0)  # not used by local shards
+    cache = ShardCache(
+        folder=None, gigabytes=1.0, retries=0, pause=1.0, timeout=60.0, ahead=0
+    )  # not used by local shards
     corpus = CaptionCorpus(name="shapes", root=root, split=split, cache=cache)
     found: list[Demonstration] = []
     for shard in range(len(corpus.shards)):

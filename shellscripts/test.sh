@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv when there is none, then checks style and runs the tests. Arguments go to pytest: test.sh -m slow
-EXTRAS=dev,clip,diffusers,wandb
+EXTRAS=dev,clip,diffusers,wandb,deepspeed
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$PYTHON" -m ruff check .
