@@ -29,7 +29,7 @@ from vdm.launch import CONF
 from vdm.types import Controls, Tokens
 
 GPUS = (1, 8, 16, 64, 256, 1024)
-STRATEGIES = ("ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+STRATEGIES = ("ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "fsdp gather=bfloat16")
 TEXT_TOKENS = 77
 DDIM_STEPS, BRANCHES = 50, 3  # of evaluation: a branch a row of guidance (nothing, text, text and graph)
 # Steps and clips a step of every stage. The paper names neither: these are ours, for WebVid-10M and the three datasets.
@@ -51,7 +51,7 @@ class Hardware:
     utilization: float = 0.35  # of the peak, without communication: assumed until it is measured
     gpus_per_node: int = 8
     inside: float = 450e9  # NVLink, one direction
-    between: float = 50e9  # 400 Gb/s a GPU
+    between: float = 50e9  # a network card of 400 Gb/s for each GPU
     hidden: float = 0.6  # of the step's compute, during which gradients and weights travel unseen
     disk: float = 2e9  # what one process writes
     latency: float = 15e-6  # of one hop of a ring
@@ -68,16 +68,20 @@ class Work:
     clip_bytes: float
 
 
-def wire_bytes(strategy: str, parameters: int, processes: int, *, width: float, accumulate: int = 1) -> float:
-    """Bytes that one process sends in one optimizer step, by ring collectives: the formulas of the ZeRO paper (2020)."""
-    share = (processes - 1) / processes
-    whole = share * parameters * width  # one reduce-scatter, or one all-gather, of everything
-    if strategy in ("ddp", "ddp_sim", "deepspeed_zero1"):
-        return 2 * whole  # gradients once a step, as a sum or as its two halves
+def wire_bytes(strategy: str, parameters: int, processes: int, *, accumulate: int = 1, gathered: int = 4) -> float:
+    """Bytes that one process sends in one optimizer step, by ring collectives: the formulas of the ZeRO paper (2020).
+
+    Gradients are float32, as weights are under autocast; FSDP can gather weights in two bytes (`gathered`).
+    """
+    share = parameters * (processes - 1) / processes  # of one reduce-scatter, or one all-gather
+    if strategy in ("ddp", "ddp_sim"):
+        return 2 * share * 4  # a sum is both
+    if strategy == "deepspeed_zero1":
+        return share * (4 + 4)  # gradients out, new weights back
     if strategy == "deepspeed_zero2":
-        return (accumulate + 1) * whole  # gradients leave at every batch
+        return share * (4 * accumulate + 4)  # gradients leave at every batch
     assert strategy in ("deepspeed_zero3", "fsdp"), strategy
-    return 3 * accumulate * whole  # weights forward, weights backward, gradients
+    return accumulate * share * (2 * gathered + 4)  # weights forward, weights backward, gradients
 
 
 def step_seconds(
@@ -86,12 +90,14 @@ def step_seconds(
     """Seconds of one optimizer step, by what they go into."""
     operations = 3 * work.forward * batch + (0.0 if cached else work.encoding * batch)
     compute = operations / (hardware.peak * hardware.utilization)
-    rate = hardware.inside if gpus <= hardware.gpus_per_node else hardware.between
-    # Autocast leaves gradients in fp32; ZeRO's weights and gradients are bf16.
-    sent = wire_bytes(strategy, work.trained, gpus, width=4 if strategy == "ddp" else 2)
+    # Rings through a node leave it by all of its cards, each of which carries its part.
+    across = min(hardware.inside, hardware.between * hardware.gpus_per_node)
+    rate = hardware.inside if gpus <= hardware.gpus_per_node else across
+    name, _, form = strategy.partition(" ")
+    sent = wire_bytes(name, work.trained, gpus, gathered=2 if form else 4)
     nodes = -(-gpus // hardware.gpus_per_node)
     hops = (nodes - 1) + (min(gpus, hardware.gpus_per_node) - 1)  # a ring through the node, and one of the nodes
-    collectives = -(-work.trained // hardware.bucket) * (3 if strategy == "deepspeed_zero3" else 2)
+    collectives = -(-work.trained // hardware.bucket) * (3 if name in ("deepspeed_zero3", "fsdp") else 2)
     travel = sent / rate + collectives * hops * hardware.latency
     exposed = max(0.0, travel - hardware.hidden * compute)
     return {"compute": compute, "sent": sent, "travel": travel, "exposed": exposed, "step": compute + exposed}
@@ -202,7 +208,7 @@ def check(options: argparse.Namespace) -> None:
     for strategy in options.strategies:
         (short, _), (long, parameters) = (_measured(strategy, steps, options) for steps in options.steps)
         found = (long - short) / (options.steps[1] - options.steps[0]) / 2
-        said = wire_bytes(strategy, parameters, 2, width=4)
+        said = wire_bytes(strategy, parameters, 2)
         print(f"| {strategy} | {parameters:,} | {found:,.0f} | {said:,.0f} | {found / said:.2f} |", flush=True)
 
 
