@@ -17,6 +17,7 @@ def folder(shapes_root, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_one_fault_of_many_kinds_does_no_harm(folder):
     outcomes = chaos.unleash(folder, len(FAST), 1, kinds=FAST, stages=["autoencoder"])
     assert not chaos.harm(outcomes), chaos.table(outcomes)

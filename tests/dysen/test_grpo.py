@@ -225,7 +225,8 @@ def test_what_cannot_be_tuned(folder, tmp_path):
     with pytest.raises(ConfigError, match="only the weights of a local model"):
         stage(cached(llm, str(tmp_path)))
     for changes in ({"retries": 1}, {"fallback": "rules"}):
-        given = {"llm": llm, "imagination": None, "form": "json", "retries": 0, "max_tick": 15, "fallback": "caption"}
+        given = {"llm": llm, "imagination": None, "form": "json", "retries": 0, "max_tick": 15, "ticks": None,
+                 "fallback": "caption"}  # fmt: skip
         with pytest.raises(ConfigError, match="first answer"):
             stage(llm, planner=lambda selector, given=given | changes: Planner(selector=selector, **given))
     with pytest.raises(ConfigError, match="group_size"):

@@ -167,6 +167,7 @@ os.wait()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the system for the peak of a process")
 def test_the_prediction_is_near_the_resident_memory():
     """A step of 300 MB; benchmarks/preflight.py has six configurations."""

@@ -162,6 +162,7 @@ def test_a_signal_is_passed_on_and_all_may_finish(programs):
 # ---- the command
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_of_two_jobs_with_two_processes_each(shapes_root, tmp_path):
     """Each job in a run folder of its own, and not one folder more."""
