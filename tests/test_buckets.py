@@ -12,8 +12,8 @@ import pytest
 import test_resume
 
 from vdm import checkpoint
-from vdm.autoencoder.base import VideoAutoencoder
 from vdm.runs import Run
+from vdm.stages.autoencoder import AutoencoderStage
 from vdm.stages.diffusion import DiffusionStage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,17 +50,17 @@ def diffusion(parent):
 
 @pytest.fixture(scope="module")
 def parent(shapes_root, tmp_path_factory):
-    """A run of stage=autoencoder on the same buckets; the shapes it trained on and those its latents were measured on."""
+    """A run of stage=autoencoder on the same buckets; the shapes it trained on."""
     output, shapes = tmp_path_factory.mktemp("parent"), Counter()
-    forward = VideoAutoencoder.forward
+    losses = AutoencoderStage.losses
 
-    def recorded(self, video, **options):
-        shapes[tuple(video.shape)] += 1
-        return forward(self, video, **options)
+    def recorded(self, batch):
+        shapes[tuple(batch["video"].shape)] += 1
+        return losses(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_resume, "settings", autoencoder)
-        patch.setattr(VideoAutoencoder, "forward", recorded)
+        patch.setattr(AutoencoderStage, "losses", recorded)
         test_resume.train(shapes_root, output, 0)
     return Run(output / "it"), shapes
 
