@@ -220,7 +220,7 @@ def _measured(strategy: str, steps: int, options: argparse.Namespace) -> tuple[i
     before = _loopback()
     subprocess.run(
         [sys.executable, "train.py", "stage=vdm", f"trainer={strategy}", "trainer.devices=2", "trainer.accelerator=cpu",
-         "trainer.precision=32-true", f"trainer.max_steps={steps}", f"run.id={name}", "resume=never", "debug=null",
+         "trainer.precision=32-true", f"trainer.max_steps={steps}", f"run.id={name}", "resume=never",
          "callbacks.samples=null", "callbacks.validation=null", "callbacks.checkpoint.monitor=null", *options.settings],
         check=True, env=os.environ, stdout=subprocess.DEVNULL,
     )  # fmt: skip
