@@ -76,6 +76,9 @@ def settings_of(stage, root, data_root, *, processes, trainer):
     return [*given, *COMMON, batch, f"paths.data_root={data_root}", *machine]
 
 
+MEASURED = ("autoencoder.latent_scale", "autoencoder.latent_shift")  # when training ends, at whatever step
+
+
 def content(run, step=10):
     return checkpoint.load(run.folder / "checkpoints" / f"step-{step:08d}")
 
@@ -88,6 +91,8 @@ def assert_alike(run, reference, *, step=10, tolerance=1e-5):
         moved = 0.0
         for name, tensor in theirs[kind].items():
             assert ours[kind][name].dtype == tensor.dtype
+            if step == 5 and name in MEASURED:
+                continue
             torch.testing.assert_close(
                 ours[kind][name], tensor, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
             )
