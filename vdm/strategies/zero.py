@@ -67,6 +67,7 @@ class Zero(Sharded):
         self.overlap_communication, self.prefetch_bucket_size = overlap_communication, prefetch_bucket_size
         self.max_live_parameters, self.pin_memory = max_live_parameters, pin_memory
         self.engine: Any = None
+        self._is_alone = False
         self._scales: dict[int, Tensor | None] = {}  # of gradients, by the id of their group; None: it rests
         self._active: set[int] = set()  # groups that this step has a gradient for
         self._set_aside: list[tuple[Tensor, Tensor]] = []
@@ -75,8 +76,16 @@ class Zero(Sharded):
 
     def setup_distributed(self) -> None:
         deepspeed = import_deepspeed(self.root_device)
+        # Nobody tells it to a process that is alone, and DeepSpeed insists. Later jobs of a sweep must not see it.
+        self._is_alone = "LOCAL_RANK" not in os.environ
+        os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
         super().setup_distributed()
         deepspeed.init_distributed(dist_backend=self._process_group_backend, auto_mpi_discovery=False, verbose=False)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if self._is_alone:
+            os.environ.pop("LOCAL_RANK", None)
 
     def shard(self, trainer: pl.Trainer) -> None:
         import deepspeed
