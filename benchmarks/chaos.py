@@ -1,7 +1,7 @@
 """Faults over a short chain, autoencoder -> vdm -> samples: is anything lost, damaged, or silently other than it would have been?
 
     python benchmarks/chaos.py                       50 faults of all kinds; exit code 1 when one of them did harm
-    python benchmarks/chaos.py --faults 14           one of each kind
+    python benchmarks/chaos.py --faults 17           one of each kind
     python benchmarks/chaos.py --only "full disk"    one kind
     python benchmarks/chaos.py --sabotage            with the check of checkpoints switched off: the table must not stay clean
 
