@@ -102,7 +102,7 @@ class Planner:
         self.ticks = ticks
         self.llm, self.selector, self.imagination = llm, selector, imagination
         self.form, self.retries, self.max_tick, self.fallback = form, retries, max_tick, fallback
-        self._rules = Rules(parser=None)
+        self._rules = Rules(parser=None, details=None)
 
     def plan(self, captions: Sequence[str]) -> list[Planned]:
         """One result for each caption, in their order."""

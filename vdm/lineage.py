@@ -29,7 +29,11 @@ FOLLOWED = ("autoencoder", "backbone", "objective", "condition", "scene_encoder"
 GRAPHS = "scene_graph"  # the condition that stage=dysen needs
 TUNED = "finetune"  # the stage that goes on with any video model, on any data
 VIDEO_MODELS = ("dysen", "vdm", TUNED)  # stages that train one
-RUN_OF = {"llm.run": "language", "selector.run": "planner"}  # settings that name a run of a stage
+RUN_OF = {
+    "llm.run": "language",
+    "llm.plans.run": "language",
+    "selector.run": "planner",
+}  # settings that name a run of a stage
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.shapes.claims import Claim, Consequences, between_sentences, within_sentence
 from data.shapes.phrases import Pattern
-from data.shapes.syntax import Clause, Name, Reading, read_introduction, read_sentence, words_of
+from data.shapes.syntax import Clause, Name, Reading, read_introduction, read_names, read_sentence, words_of
 from data.shapes.words import RETOLD, SUBJECTLESS
 from vdm.errors import DataError
 
@@ -93,6 +93,17 @@ def parse(caption: str) -> ParsedPlan:
 def plan_of(caption: str) -> list[list[Any]]:
     """The baseline planner as one function."""
     return parse(caption).plan()
+
+
+def details_of(caption: str) -> dict[str, Any]:
+    """A scene graph of the things with what the caption says of their looks, in words of the truth. Any text will do."""
+    looks: dict[str, dict[str, None]] = {}
+    for name in read_names(words_of(caption)):
+        if name.colour is not None:
+            said = [look for look in (name.colour, name.size, name.shape) if look is not None]
+            looks.setdefault(f"{name.colour} {name.shape}", {}).update(dict.fromkeys(said))
+    objects = [{"name": name, "attributes": list(said)} for name, said in looks.items()]
+    return {"objects": objects, "actions": [], "relations": []}
 
 
 class _Unclear(Exception):

@@ -114,6 +114,13 @@ def read_introduction(words: Words) -> tuple[list[Name], tuple[str, str] | None]
     return None
 
 
+def read_names(words: Words) -> list[Name]:
+    """The noun phrases with a shape, in any text: the rest need not be in the grammar."""
+    sentence = _Sentence(words)
+    names = [sentence.name(at)[0] for at in range(len(words))]
+    return [name for name in names if name is not None and name.shape is not None]
+
+
 class _Sentence:
     def __init__(self, words: Words):
         self._words, self._bag = words, set(words)

@@ -20,6 +20,7 @@ from typing import Any
 
 from dysen.imagination import Question
 from dysen.llm.base import Answer, LanguageModel
+from dysen.llm.divided import Divided
 from dysen.replies import Reply
 from vdm.errors import RunError
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 def cached(llm: LanguageModel, folder: str | None) -> LanguageModel:
     """The model with its answers kept in `folder`; the model itself where that would not pay."""
+    if isinstance(llm, Divided):
+        return Divided(plans=cached(llm.plans, folder), scenes=cached(llm.scenes, folder))
     return Cached(llm=llm, folder=folder) if folder is not None and llm.worth_caching else llm
 
 

@@ -86,11 +86,22 @@ def queried_sentence(asked: str) -> str:
     return caption if isinstance(caption, str) else ""
 
 
+def queried_previous(asked: str) -> list[str]:
+    """The enriched scenes before the one that a question of step III asks about, as they are written there."""
+    start = "Enriched previous scene: "
+    return [line.removeprefix(start) for line in _query(asked) if line.startswith(start)]
+
+
 def queried_scenes(asked: str) -> list[str]:
     """The scenes that a question of step III asks about, as they are written there."""
-    query = asked[asked.rfind("\nSentence: ") :].splitlines()
+    query = _query(asked)
     current = [line.removeprefix("Current scene: ") for line in query if line.startswith("Current scene: ")]
     return current or [line.partition(": ")[2] for line in query if TICK_LINE.match(line)]
+
+
+def _query(asked: str) -> list[str]:
+    """The lines after the demonstrations."""
+    return asked[asked.rfind("\nSentence: ") :].splitlines()
 
 
 def _closed(query: str, last: str, answer: str | None) -> str:
@@ -109,5 +120,5 @@ def fingerprint() -> str:
     return hashlib.sha256(json.dumps([names, texts]).encode()).hexdigest()[:16]
 
 
-__all__ = ["Form", "again", "fingerprint", "instruction", "plan_prompt", "plan_query", "prompt", "queried_scenes",
-           "queried_sentence", "scene_query", "scenes_query", "sentence"]  # fmt: skip
+__all__ = ["Form", "again", "fingerprint", "instruction", "plan_prompt", "plan_query", "prompt", "queried_previous",
+           "queried_scenes", "queried_sentence", "scene_query", "scenes_query", "sentence"]  # fmt: skip

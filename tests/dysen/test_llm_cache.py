@@ -178,7 +178,7 @@ def test_a_killed_writer_leaves_whole_batches(tmp_path):
 
 def test_a_second_planning_asks_nothing(tmp_path):
     captions = ["A dog runs, then it barks.", "A man sings while a woman dances."]
-    llm = Scripted(lambda asked: Rules(parser=None).answer([asked])[0])
+    llm = Scripted(lambda asked: Rules(parser=None, details=None).answer([asked])[0])
     first = planner(Cached(llm=llm, folder=str(tmp_path))).plan(captions)
     count = len(llm.asked)
     second = planner(Cached(llm=llm, folder=str(tmp_path))).plan([*captions, "A cat sleeps."])
@@ -198,7 +198,7 @@ def test_a_retry_is_not_answered_from_the_failure(tmp_path):
 
 
 def test_cheap_models_and_no_folder_go_without_a_cache(tmp_path):
-    rules, slow = Rules(parser=None), echo()
+    rules, slow = Rules(parser=None, details=None), echo()
     assert cached(rules, str(tmp_path)) is rules
     assert cached(slow, None) is slow
     assert isinstance(cached(slow, str(tmp_path)), Cached)

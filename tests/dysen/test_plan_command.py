@@ -191,7 +191,7 @@ SLOW = textwrap.dedent("""
         with open({log!r}, "a") as file:
             file.write(str(hash_of(question)) + "\\n")
         time.sleep({pause})
-        return Rules(parser=None).answer([question])[0]
+        return Rules(parser=None, details=None).answer([question])[0]
 
     def hash_of(question):
         import hashlib
@@ -279,7 +279,7 @@ class Texts:
 
 def corpus_planner(folder, llm=None, **changes):
     settings = {"captions": "all", "batch": 8, "max_fallbacks": 0.5}
-    chosen = planner(llm or Rules(parser=None), imagination=None)
+    chosen = planner(llm or Rules(parser=None, details=None), imagination=None)
     return CorpusPlanner(planner=chosen, folder=folder, **(settings | changes))
 
 
@@ -329,7 +329,7 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path):
         asked.append(question)
         if len(asked) > 12:
             raise KeyboardInterrupt
-        return Rules(parser=None).answer([question])[0]
+        return Rules(parser=None, details=None).answer([question])[0]
 
     with pytest.raises(KeyboardInterrupt):
         plan_all(corpus_planner(tmp_path, Scripted(respond)), Texts(20))

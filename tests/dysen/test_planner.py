@@ -104,7 +104,7 @@ def test_retries_end_and_the_fallback_is_recorded(fallback, source):
     assert "no plan here" in planned.failures[0]
     assert (planned.plan is None) == (planned.dsg is None) == (source == "caption")
     if source == "rules":
-        assert planned.plan == Rules(parser=None).plan_of(CAPTION, max_tick=15)
+        assert planned.plan == Rules(parser=None, details=None).plan_of(CAPTION, max_tick=15)
         assert planned.calls == 4 + planned.plan.num_ticks + 1  # imagination goes on
 
 
@@ -199,7 +199,7 @@ STRANGE = {
 @pytest.mark.parametrize("caption", STRANGE.values(), ids=STRANGE)
 @pytest.mark.parametrize("form", ["json", "tuples"])
 def test_strange_captions(caption, form):
-    llm = Rules(parser=None)
+    llm = Rules(parser=None, details=None)
     seen = []
     spy = Scripted(lambda question: seen.append(question) or llm.answer([question])[0])
     (planned,) = planner(spy, form=form, imagination=imagination(form=form)).plan([caption])
@@ -240,7 +240,7 @@ def moody(question):
     """Answers that depend on the prompt alone, some of them wrong."""
     if hash_of(question.prompt) % 2 == 0:
         return "nothing to read (("
-    return Rules(parser=None).answer([question])[0]
+    return Rules(parser=None, details=None).answer([question])[0]
 
 
 def hash_of(text):

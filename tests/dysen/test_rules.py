@@ -6,19 +6,23 @@ import string
 
 import pytest
 
-from data.shapes.parse import parse, plan_of
+from data.shapes.parse import details_of, parse, plan_of
 from data.shapes.sampling import sample_script
 from dysen.action_plan import Plan, Triplet
+from dysen.english.consequences import marked, marks
 from dysen.english.reading import read_caption
 from dysen.english.timeline import Timeline
 from dysen.english.words import verb
-from dysen.imagination import Question
+from dysen.imagination import Imagination, Question, answer_all
+from dysen.llm.base import Answer
+from dysen.llm.divided import Divided
 from dysen.llm.rules import Rules
 from dysen.parsing_answers import parse_plan
 from dysen.prompts import plan_prompt, prompt, scene_query, scenes_query
 from dysen.replies import PlanReply, SceneReply, ScenesReply
-from dysen.scene_graph import event_to_dsg
+from dysen.scene_graph import SceneGraph, event_to_dsg
 from dysen.text_form import plan_to_text
+from tests.dysen.scripted_model import Scripted
 from vdm.errors import DataError
 
 GOLDEN = {
@@ -210,7 +214,7 @@ def agreement(plan, parsed):
 
 def test_shapes_captions_with_their_parser():
     """Where the caption decides, the plan is the truth."""
-    rules, right, total = Rules(parser=plan_of), 0, 0
+    rules, right, total = Rules(parser=plan_of, details=None), 0, 0
     for caption, script in shapes():
         plan = rules.plan_of(caption, max_tick=15)
         assert {e.triplet for e in plan.events} == {(e.triplet) for e in Plan.from_json(script.plan()).events}
@@ -238,12 +242,12 @@ def test_shapes_captions_by_the_general_rules():
 
 
 def test_a_parser_that_refuses_leaves_the_caption_to_the_rules():
-    rules = Rules(parser=plan_of)
+    rules = Rules(parser=plan_of, details=None)
     with pytest.raises(DataError):
         plan_of("A dog barks.")
     assert rules.plan_of("A dog barks.", max_tick=15).to_json() == [["dog", "bark", None, [0, 1]]]
     assert rules.fingerprint()["parser"] == "data.shapes.parse.plan_of"
-    assert rules.fingerprint() == Rules(parser=functools.partial(plan_of)).fingerprint()
+    assert rules.fingerprint() == Rules(parser=functools.partial(plan_of), details=None).fingerprint()
 
 
 # ---- the interface
@@ -252,7 +256,7 @@ def test_a_parser_that_refuses_leaves_the_caption_to_the_rules():
 @pytest.mark.parametrize("form", ["json", "tuples"])
 def test_questions_are_answered_from_their_prompts(form):
     caption = "A young dog barks in a red house, then it sleeps."
-    rules = Rules(parser=None)
+    rules = Rules(parser=None, details=None)
     demonstrations = ['Sentence: "A cat sings."\nPlan: (cat, sing, -, (0v, 1v))\n']
     asked = Question(plan_prompt(caption, demonstrations=demonstrations, form=form), PlanReply)
     plan = read_caption(caption).plan
@@ -267,8 +271,67 @@ def test_questions_are_answered_from_their_prompts(form):
     assert [a.object for a in scenes[1].attributes] == ["dog"]
 
 
+def scenes_of(caption: str, rows: list, rules: Rules, **settings) -> list[dict[str, tuple[str, ...]]]:
+    """Attributes of things in each graph that is imagined for a plan."""
+    imagination = Imagination(
+        **{"window": 1, "calls": "each", "polish": False, "retries": 0, "form": "json"} | settings
+    )
+    asking = imagination.ask(caption, event_to_dsg(Plan.from_json(rows)))
+    imagined = answer_all(asking, lambda question: rules.answer([question])[0].text)
+    assert not imagined.failures
+    return [{entry.name: entry.attributes for entry in graph.objects} for graph in imagined.dsg]
+
+
+def test_what_happened_leaves_its_marks():
+    caption = "A small dog sits down, then it disappears, then it appears, then it barks."
+    plan = [["dog", verb, None, [i, i + 1]] for i, verb in enumerate(["sit down", "disappear", "appear", "bark"])]
+    told = [{"dog": ("small",)}, {"dog": ("small", "seated")}, {"dog": ("small", "seated", "gone")}]
+    told += [{"dog": ("small", "seated", "in sight")}] * 2
+    scenes = functools.partial(scenes_of, caption, plan, Rules(parser=None, details=None))
+    assert scenes() == scenes(calls="batched") == scenes(window=2) == told
+    # Without its window a scene knows the caption alone, until the last question shows all scenes together.
+    assert scenes(window=0) == [{"dog": ("small",)}] * 5
+    assert scenes(window=0, polish=True) == told
+
+
+def test_marks_of_shapes():
+    assert marks("move_up_left") == ["farther left", "higher"]
+    assert marks("grow") == ["larger"]
+    assert marks("blink") == []
+    assert marked(("red", "larger"), ["shrink", "rotate"]) == ("red", "smaller", "turned")
+
+
+def test_details_of_shapes_whose_verbs_are_new():
+    assert details_of(
+        "We see a mid-sized yellow rod. It wankolks, then the yellow bar krompets a big violet disc."
+    ) == {
+        "objects": [
+            {"name": "yellow bar", "attributes": ["yellow", "medium", "bar"]},
+            {"name": "purple circle", "attributes": ["purple", "large", "circle"]},
+        ],
+        "actions": [],
+        "relations": [],
+    }
+    rules, plan = Rules(parser=None, details=details_of), [["red square", "grow", None, [0, 1]]]
+    assert scenes_of("A tiny red square wankolks.", plan, rules) == [{"red square": ("red", "small", "square")}] * 2
+    assert SceneGraph.from_json(details_of("🙂")) == SceneGraph()
+
+
+def test_one_model_plans_and_another_imagines():
+    class Mute(Scripted):
+        worth_caching = True
+
+    plans = Mute(lambda question: Answer(f"plan {question.prompt}"))
+    scenes = Mute(lambda question: Answer(f"scene {question.prompt}"))
+    both = Divided(plans=plans, scenes=scenes)
+    asked = [Question("a", PlanReply), Question("b", SceneReply), Question("c", PlanReply), Question("d", ScenesReply)]
+    assert [answer.text for answer in both.answer(asked)] == ["plan a", "scene b", "plan c", "scene d"]
+    assert both.fingerprint()["plans"] == plans.fingerprint()
+    assert both.answer([]) == []
+
+
 def test_no_caption_is_an_error_of_that_question_alone():
-    rules = Rules(parser=None)
+    rules = Rules(parser=None, details=None)
     asked = [Question(plan_prompt(caption, form="json"), PlanReply) for caption in ("🙂", "A dog barks.")]
     answers = rules.answer([*asked, Question("no sentence at all", PlanReply)])
     assert [answer.error is None for answer in answers] == [False, True, False]
@@ -285,7 +348,7 @@ def test_thousands_of_texts_that_are_no_captions():
             caption = " ".join(rng.choices(words, k=rng.randint(0, 25)))
         else:
             caption = "".join(rng.choices(string.printable, k=rng.randint(0, 200)))
-        plan = Rules(parser=None).plan_of(caption, max_tick=15)
+        plan = Rules(parser=None, details=None).plan_of(caption, max_tick=15)
         assert plan is None or plan.last <= 15
     for long in (
         "a dog runs and " * 1_000,
@@ -295,4 +358,4 @@ def test_thousands_of_texts_that_are_no_captions():
         "x" * 10_000,
         "then a cat, " * 800,
     ):
-        Rules(parser=None).plan_of(long, max_tick=15)
+        Rules(parser=None, details=None).plan_of(long, max_tick=15)
