@@ -34,9 +34,10 @@ ARMS = {
     "d: planned, random demonstrations": ("graphs", "planned", "policy_random"),
 }
 PARENTS = ["init.autoencoder=quickstart-autoencoder", "init.backbone=quickstart-vdm", "init.conditions=quickstart-vdm"]
-HEARS = {  # equal networks: the one that hears captions alone has the others' parameters, and never any graph
+MODELS = {  # equal networks: the one that hears captions alone has the others' parameters, and never any graph
     "text": ["condition.scene_graph.drop_prob=1.0"],
     "graphs": ["condition.scene_graph.drop_prob=0.1"],
+    "rgnn": ["condition.scene_graph.drop_prob=0.1", "scene_encoder=rgnn"],  # for benchmarks/ablations.py
 }
 
 
@@ -49,7 +50,7 @@ def train(model: str, seed: int, steps: int, paths: list[str], changes: list[str
     run = f"claim-{model}-{seed}"
     command(
         ["train.py"], "experiment=quickstart_graphs", f"run.id={run}", f"seed={seed}", f"trainer.max_steps={steps}",
-        *HEARS[model], *PARENTS, "trainer=cpu", "trainer.precision=bf16-mixed", *paths, *changes,
+        *MODELS[model], *PARENTS, "trainer=cpu", "trainer.precision=bf16-mixed", *paths, *changes,
     )  # fmt: skip
     return run
 
@@ -89,6 +90,13 @@ def interval(values: list[float]) -> str:
     return f"{mean:.3f} ± {half:.3f}"
 
 
+def table(title: str, found: dict[str, list[dict]]) -> None:
+    print(f"| {title} |", " | ".join(SCORES), "|")
+    print("|---" * (len(SCORES) + 1) + "|")
+    for name, rows in found.items():
+        print(f"| {name} |", " | ".join(interval([row[score] for row in rows]) for score in SCORES), "|")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outputs", type=Path, required=True)
@@ -112,10 +120,7 @@ def main() -> None:
                     protocol = f"claim_{selector or graphs}"
                     numbers = measure(run, graphs, protocol, plans.get(selector), options.clips, options.outputs, paths)
                     found[name].append(numbers)
-    print(f"| {options.steps} steps, {options.clips} captions, {len(options.seeds)} seeds |", " | ".join(SCORES), "|")
-    print("|---" * (len(SCORES) + 1) + "|")
-    for name, rows in found.items():
-        print(f"| {name} |", " | ".join(interval([row[score] for row in rows]) for score in SCORES), "|")
+    table(f"{options.steps} steps, {options.clips} captions, {len(options.seeds)} seeds", found)
 
 
 if __name__ == "__main__":
