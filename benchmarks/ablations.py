@@ -12,9 +12,12 @@ Every step is a command that continues where it stopped.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from benchmarks.claim import DATA, SHOTS, TICKS, command, measure, table, train
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.claim import DATA, SHOTS, TICKS, command, measure, table, train  # noqa: E402
 
 # Rules imagine what the captions say of looks and what earlier scenes leave behind. A last look at all scenes together
 # would show them what the window hides, so none of the rows has one.
