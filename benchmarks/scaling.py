@@ -1,9 +1,9 @@
-"""What saving, averaging and waiting for data cost in a step: `perf/*` of short runs with the settings of the quickstart.
+"""What saving, averaging, waiting for data and sharing a model cost in a step, by `perf/*` of short runs of the quickstart.
 
     python benchmarks/scaling.py --datasets datasets/quickstart --outputs outputs
 
 Needs the data, the autoencoder and the cache of latents of shellscripts/quickstart.sh. Shares are means over all steps but
-the first ones, in which caches fill and kernels are chosen.
+the first ones, in which caches fill and kernels are chosen. Strategies share the batch of one process between two.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,15 +21,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EVERY, STEPS, LOG, WARM = 20, 120, 10, 20
 LIMITS = {"ema": 0.03, "data wait": 0.05}
+VIDEO_MODEL = ["experiment=quickstart_vdm", "init.autoencoder=quickstart-autoencoder"]
 RUNS = {
     "videos -> autoencoder": ["experiment=quickstart"],
-    "cached latents -> video model": ["experiment=quickstart_vdm", "init.autoencoder=quickstart-autoencoder"],
-    "videos -> video model": [
-        "experiment=quickstart_vdm",
-        "init.autoencoder=quickstart-autoencoder",
-        "stage.cached=null",
-    ],
+    "cached latents -> video model": VIDEO_MODEL,
+    "videos -> video model": [*VIDEO_MODEL, "stage.cached=null"],
 }
+# An optimizer that every strategy can cut, and the precision in which their arithmetic is the same.
+CUT = ["stage.optimizer._target_=torch.optim.AdamW", "trainer.precision=32-true",
+       *(f"~stage.optimizer.{name}" for name in ("matrix_lr", "momentum", "min_width", "max_width"))]  # fmt: skip
+STRATEGIES = ("ddp", "fsdp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
 
 
 @dataclass(frozen=True)
@@ -70,20 +72,48 @@ def measure(words: list[str], datasets: Path, outputs: Path) -> Costs:
     )  # fmt: skip
 
 
+def measure_saving(names: list[str], datasets: Path, outputs: Path) -> None:
+    print(
+        "| run | step, ms | moving average | data wait | checkpoint, MB | a step waits for it, ms | in the background, ms |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name in names:
+        found = measure(RUNS[name], datasets, outputs)
+        beside = measure([*RUNS[name], "callbacks.checkpoint.background=true"], datasets, outputs)
+        print(f"| {name} | {found.step * 1e3:.1f} | {found.ema:.2%} | {found.data_wait:.2%} | {found.megabytes:.1f} | "
+              f"{found.stall * 1e3:.0f} | {beside.stall * 1e3:.0f} |", flush=True)  # fmt: skip
+    print(f"limits: moving average {LIMITS['ema']:.0%}, data wait from a cache {LIMITS['data wait']:.0%}")
+
+
+def measure_strategies(turns: int, datasets: Path, outputs: Path) -> None:
+    """Times of a step, and the ratio to DDP of the same turn: medians of alternating turns."""
+    found: dict[str, list[Costs]] = {"one process": []} | {name: [] for name in STRATEGIES}
+    for _ in range(turns):
+        for name in found:
+            machine = ["trainer=cpu"] if name == "one process" else [f"trainer={name}", "trainer.devices=2"]
+            batch = 16 if name == "one process" else 8
+            settings = ["trainer.accelerator=cpu", f"data.batch_size={batch}", "data.num_workers=0"]
+            found[name].append(measure([*VIDEO_MODEL, *machine, *CUT, *settings], datasets, outputs))
+    print("| strategy | step, ms | beside DDP | a step waits for a checkpoint, ms |")
+    print("|---|---|---|---|")
+    for name, costs in found.items():
+        ratios = [one.step / ddp.step for one, ddp in zip(costs, found["ddp"], strict=True)]
+        print(f"| {name} | {statistics.median(one.step for one in costs) * 1e3:.1f} | {statistics.median(ratios):.2f} | "
+              f"{statistics.median(one.stall for one in costs) * 1e3:.0f} |", flush=True)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datasets", type=Path, default=Path("datasets/quickstart"))
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
-    parser.add_argument("--only", choices=sorted(RUNS))
+    parser.add_argument("--only", choices=[*RUNS, "strategies"])
+    parser.add_argument("--turns", type=int, default=3, help="of the strategies")
     options = parser.parse_args()
-    print("| run | step, ms | moving average | data wait | checkpoint, MB | a step waits for it, ms |")
-    print("|---|---|---|---|---|---|")
-    for name, words in RUNS.items():
-        if options.only in (None, name):
-            found = measure(words, options.datasets.absolute(), options.outputs.absolute())
-            print(f"| {name} | {found.step * 1e3:.1f} | {found.ema:.2%} | {found.data_wait:.2%} | {found.megabytes:.1f} | "
-                  f"{found.stall * 1e3:.0f} |", flush=True)  # fmt: skip
-    print(f"limits: moving average {LIMITS['ema']:.0%}, data wait from a cache {LIMITS['data wait']:.0%}")
+    datasets, outputs = options.datasets.absolute(), options.outputs.absolute()
+    if options.only != "strategies":
+        measure_saving([name for name in RUNS if options.only in (None, name)], datasets, outputs)
+    if options.only in (None, "strategies"):
+        measure_strategies(options.turns, datasets, outputs)
 
 
 if __name__ == "__main__":

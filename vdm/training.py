@@ -254,7 +254,8 @@ def _load_parents(stage: Stage, settings: dict[str, Any], folder_before: Path | 
         digest = checkpoint.identity(folder, network)
         log.info("%s starts from %s (%s): %s", network, parent.name, folder.name, report)
         parents.append({"network": network, "run": parent.name, "checkpoint": folder.name, "sha256": digest})
-    asked = (settings.get("llm") or {}).get("run")
+    llm = settings.get("llm") or {}
+    asked = (llm.get("plans") or llm).get("run")
     return parents if asked is None else [*parents, {"network": "language", "run": asked}]
 
 

@@ -77,6 +77,7 @@ def judged(values, **settings):
     given = {
         "every": 1,
         "keep": 1,
+        "background": False,
         "monitor": "val/loss",
         "mode": "min",
         "finish_batches": 1,

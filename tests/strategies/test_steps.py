@@ -55,17 +55,35 @@ def test_memory_of_the_host(trained, stage, trainer):
     assert_alike(trained(stage, trainer, 2), trained(stage))
 
 
+HALF = "trainer.precision=bf16-mixed"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["ddp", *SHARDED])
+@pytest.mark.parametrize("trainer", SHARDED[:3])
 def test_half_precision_is_autocast_everywhere(trained, trainer):
-    """The same numbers as one process has, as far as sums of bfloat16 in another order are the same."""
-    half = "trainer.precision=bf16-mixed"
-    run, reference = trained("vdm", trainer, 2, half), trained("vdm", "cpu", 1, half)
-    assert_alike(run, reference, tolerance=3e-5)
+    """The same numbers as under DDP, whose processes round the same halves of a batch."""
+    run, reference = trained("vdm", trainer, 2, HALF), trained("vdm", "ddp", 2, HALF)
+    assert_alike(run, reference)
     assert (
         content(run)["state_dict"]["backbone.conv_in.weight"].dtype
         is content(reference)["ema"]["backbone.conv_in.weight"].dtype
     )
+
+
+@pytest.mark.slow
+def test_half_precision_differs_by_rounding_alone(trained):
+    """A sum of two rounded gradients is not that of all clips, and ZeRO-3 rounds a product before its bias is added: what
+    comes of it is no farther apart than half precision is from full."""
+    one, two, full = trained("vdm", "cpu", 1, HALF), trained("vdm", "ddp", 2, HALF), trained("vdm")
+    zero3 = trained("vdm", "deepspeed_zero3", 2, HALF)
+
+    def distance(first, second):
+        pairs = [(content(first)["state_dict"][name], tensor) for name, tensor in content(second)["state_dict"].items()]
+        return sum((a - b).double().square().sum().item() for a, b in pairs) ** 0.5
+
+    rounding = distance(one, full)
+    assert 0 < distance(two, one) <= 1.2 * rounding
+    assert 0 < distance(zero3, two) <= 1.2 * rounding
 
 
 @pytest.mark.slow
@@ -83,9 +101,8 @@ def test_activations_that_are_computed_again(trained, trainer):
 
 @pytest.mark.slow
 def test_weights_gathered_in_half(trained):
-    half = "trainer.precision=bf16-mixed"
-    run = trained("vdm", "fsdp", 2, half, "trainer.strategy.gather=bfloat16")
-    assert_alike(run, trained("vdm", "cpu", 1, half), tolerance=1e-4)
+    run = trained("vdm", "fsdp", 2, HALF, "trainer.strategy.gather=bfloat16")
+    assert_alike(run, trained("vdm", "ddp", 2, HALF), tolerance=5e-5)
 
 
 @pytest.mark.slow

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
 import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +28,30 @@ log = logging.getLogger(__name__)
 
 
 class FolderCheckpointIO(CheckpointIO):
-    """Lightning's checkpoint dictionary to and from a checkpoint folder."""
+    """Lightning's checkpoint dictionary to and from a checkpoint folder, while training waits or beside it."""
+
+    def __init__(self) -> None:
+        self.in_background = False
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future | None = None
 
     def save_checkpoint(self, checkpoint_dict: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        checkpoint.save(Path(path), checkpoint_dict, step=checkpoint_dict["global_step"])
+        self.wait()
+        write = partial(checkpoint.save, Path(path), step=checkpoint_dict["global_step"])
+        if self.in_background:
+            self._writing = self._writer.submit(write, _copied(checkpoint_dict))
+        else:
+            write(checkpoint_dict)
+
+    @property
+    def is_writing(self) -> bool:
+        return self._writing is not None and not self._writing.done()
+
+    def wait(self) -> None:
+        """Until what was to be written is there. Its error is raised here, once."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -42,10 +66,23 @@ class FolderCheckpointIO(CheckpointIO):
         shutil.rmtree(path)
 
 
+def _copied(value: Any) -> Any:
+    """As it is now, on the CPU: training goes on in the same tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(entry) for entry in value)
+    return copy.deepcopy(value)
+
+
 class Checkpoint(pl.Callback):
     """Every `every` steps, at the end, and when asked to stop (Ctrl-C once, SIGTERM, or the warning of a job).
 
     Args:
+        background: training waits only until the state is copied; it is written, hashed and moved into its place beside the
+            next steps. A process that is killed meanwhile goes on from the checkpoint before.
         monitor, mode: the checkpoint that is best by this metric stays.
         patience: so many validations without a better value end the run. Its last checkpoint is then the best one: those
             behind it are removed. None: it goes on, and ends with what it learned last.
@@ -57,6 +94,7 @@ class Checkpoint(pl.Callback):
         *,
         every: PositiveInt,
         keep: PositiveInt,
+        background: bool,
         monitor: str | None,
         mode: Literal["min", "max"],
         finish_batches: PositiveInt,
@@ -74,6 +112,8 @@ class Checkpoint(pl.Callback):
         self.patience, self.min_delta = patience, min_delta
         self.waited, self.reference = 0, None  # validations since the last value that counts, and this value
         self._judged_step = -1
+        self.background = background
+        self._unsettled: Callable[[], None] | None = None  # what is to be done when the last checkpoint is there
         self.ended_with: dict[str, Any] | None = None  # the best, where the run ends with it
         self.run: Run | None = None
         self.best: dict[str, Any] | None = None
@@ -85,6 +125,7 @@ class Checkpoint(pl.Callback):
         if self.patience is not None and type(stage).finish is not Stage.finish:
             raise ConfigError("what this stage measures at its end is not in an earlier checkpoint",
                               key="callbacks.checkpoint.patience", got=self.patience, allowed="null")  # fmt: skip
+        trainer.strategy.checkpoint_io.in_background = self.background
         self._previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
@@ -101,6 +142,8 @@ class Checkpoint(pl.Callback):
         trainer.should_stop = trainer.should_stop or self.stopped_early is not None
 
     def on_train_batch_end(self, trainer: pl.Trainer, stage: Stage, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not trainer.strategy.checkpoint_io.is_writing:
+            self.settle(trainer)
         stop = self._is_to_stop(trainer, stage) and stage.batches_seen % stage.accumulate == 0
         self._judge(stage)  # before it is saved: a run that goes on decides alike
         due = self._is_best(stage) or stage.step % self.every == 0
@@ -160,6 +203,7 @@ class Checkpoint(pl.Callback):
         return True
 
     def on_train_end(self, trainer: pl.Trainer, stage: Stage) -> None:
+        self.settle(trainer)
         if self.stopped_early is not None:
             self._end_with_best(trainer)
         elif stage.step >= trainer.max_steps and stage.step > 0:
@@ -167,6 +211,7 @@ class Checkpoint(pl.Callback):
                 stage.finish(stage.batches(trainer.datamodule.sample_dataloader(), self.finish_batches))
             self._is_best(stage)
             self._save(trainer, stage)
+            self.settle(trainer)
             if self.patience is not None:
                 self._end_with_best(trainer)
 
@@ -186,6 +231,10 @@ class Checkpoint(pl.Callback):
         self._restore_signals()
 
     def on_exception(self, trainer: pl.Trainer, stage: Stage, exception: BaseException) -> None:
+        try:
+            self.settle(trainer)
+        except RunError as error:
+            log.warning("%s", error)
         self._restore_signals()
 
     def _restore_signals(self) -> None:
@@ -193,6 +242,7 @@ class Checkpoint(pl.Callback):
             signal.signal(number, handler)
 
     def _save(self, trainer: pl.Trainer, stage: Stage) -> None:
+        self.settle(trainer)
         self._saved_step = stage.step
         for logger in trainer.loggers:
             logger.save()  # what a checkpoint has seen must not be lost with the process
@@ -200,11 +250,23 @@ class Checkpoint(pl.Callback):
         with stage.phases("checkpoint"):
             trainer.save_checkpoint(folder)
         if trainer.is_global_zero:
-            self.run.update(step=stage.step, best=self.best)
-            keep = {f"step-{self.best['step']:08d}"} if self.best else set()
-            for old in self.run.checkpoints()[: -self.keep]:
-                if old.name not in keep:
-                    shutil.rmtree(old)
+            self._unsettled = partial(self._record, stage.step, self.best)
+        if not self.background:
+            self.settle(trainer)
+
+    def settle(self, trainer: pl.Trainer) -> None:
+        """Wait for the last checkpoint; then it is the run's newest, and older ones may leave."""
+        trainer.strategy.checkpoint_io.wait()
+        record, self._unsettled = self._unsettled, None
+        if record is not None:
+            record()
+
+    def _record(self, step: int, best: dict[str, Any] | None) -> None:
+        self.run.update(step=step, best=best)
+        keep = {f"step-{best['step']:08d}"} if best else set()
+        for old in self.run.checkpoints()[: -self.keep]:
+            if old.name not in keep:
+                shutil.rmtree(old)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited, "reference": self.reference}

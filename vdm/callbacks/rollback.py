@@ -18,6 +18,7 @@ import torch
 
 from vdm import checkpoint
 from vdm.bounds import NonNegativeInt
+from vdm.callbacks.checkpoint import Checkpoint
 from vdm.errors import RunError
 from vdm.runs import Run
 from vdm.stages.base import Stage
@@ -57,6 +58,9 @@ class Rollback(pl.Callback):
         if self._asked is None:
             return
         error, self._asked = self._asked, None
+        for part in trainer.callbacks:  # a checkpoint that is still being written is the one to go back to
+            if isinstance(part, Checkpoint):
+                part.settle(trainer)
         folder = trainer.strategy.broadcast(self._target() if trainer.is_global_zero else None)
         if folder is None:
             raise error
