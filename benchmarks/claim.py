@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--clips", type=int, default=256)
     parser.add_argument("--arms", nargs="+", choices=[arm[0] for arm in ARMS], default=[arm[0] for arm in ARMS])
+    parser.add_argument("--graphs", help="a run that was trained so, for the one seed: (b), (c) and (d) take it")
     parser.add_argument("changes", nargs="*", help="settings of every training")
     options = parser.parse_args()
     paths = [f"paths.output_root={options.outputs}", f"paths.data_root={options.datasets}"]
@@ -114,7 +115,10 @@ def main() -> None:
     found: dict[str, list[dict]] = {name: [] for name in arms}
     for seed in options.seeds:
         for model in dict.fromkeys(model for model, _, _ in arms.values()):
-            run = train(model, seed, options.steps, paths, options.changes)
+            if model == "graphs" and options.graphs:
+                run = options.graphs
+            else:
+                run = train(model, seed, options.steps, paths, options.changes)
             for name, (hears, graphs, selector) in arms.items():
                 if hears == model:
                     protocol = f"claim_{selector or graphs}"

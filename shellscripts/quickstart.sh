@@ -53,5 +53,5 @@ echo "== 7. It goes on training on planned graphs, and plans what it is asked fo
   prompt="A large red square wilkets, but first it krompets." "${PATHS[@]}"
 
 echo "== 8. (a) captions alone, (b) true graphs, (c) graphs planned with chosen demonstrations, (d) with random ones; one seed"
-"$PYTHON" benchmarks/claim.py --outputs "$OUTPUTS" --datasets "$DATASETS" --seeds 0 --clips 128
+"$PYTHON" benchmarks/claim.py --outputs "$OUTPUTS" --datasets "$DATASETS" --seeds 0 --clips 128 --graphs quickstart-graphs
 echo "Drawings of plans are beside the videos in $OUTPUTS/quickstart-dysen/generated."
