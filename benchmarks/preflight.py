@@ -70,7 +70,7 @@ def child(kind: str, words: list[str]) -> None:
 
         def full(self):
             (bucket,) = self.buckets(others=False)
-            found.update(above=bucket.bytes - bucket.resident, before=bucket.resident, phase=bucket.usage.worst_phase)
+            found.update(above=bucket.bytes - self.before, before=self.before, phase=bucket.usage.worst_phase)
             return ""
 
         training.Preflight.full = full

@@ -23,7 +23,7 @@ from vdm.preflight import report
 from vdm.preflight.limits import Limit, limit_of
 from vdm.preflight.report import Bucket, Cost, Remedy, Shape, predicted
 from vdm.preflight.sharding import Sharing, sharing_of, total
-from vdm.preflight.simulate import AUTOCAST, Setting, Usage, simulate
+from vdm.preflight.simulate import AUTOCAST, Setting, Usage, networks_of, simulate
 from vdm.stages.base import Stage
 from vdm.types import VideoBatch
 from vdm.watching.devices import peak_tflops, resident, resident_peak
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 ASSUMED_USE = 0.35  # of the peak, where no step can be taken
 COPIES = 6  # times what a layer gives, in the crude bound: it, what its norm and activation give, their gradients
+USUAL = 30_000_000  # bytes that building any stage loads, which report.LOADED counts; peft loads as much again
+AT_MOST = 150_000_000  # more is what building has used and will be used again
 GUESSED = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)  # of a simulation
 
 
@@ -51,6 +53,8 @@ class Preflight:
         self.device = torch.device("cuda" if wants_gpu else "cpu")
         self.sharing = sharing_of(trainer, self.processes, stage)
         self.limit: Limit = limit_of(self.device, processes=local, resident=resident())
+        tensors = sum(t.nbytes for net in networks_of(stage) for t in (*net.parameters(), *net.buffers()))
+        self.loaded = min(max(resident() - before - tensors - USUAL, 0), AT_MOST)
         self.setting = Setting(
             device=self.device, precision=str(trainer["precision"]), accumulate=stage.accumulate,
             last_step=trainer["max_steps"] - 1, has_average=settings["callbacks"].get("moving_average") is not None,
@@ -76,8 +80,8 @@ class Preflight:
 
     @property
     def resident(self) -> int:
-        """What counts beside tensors: on a CPU the interpreter and its libraries."""
-        return self.before if self.device.type == "cpu" else 0
+        """What counts beside tensors: on a CPU the interpreter and its libraries, those of this stage as well."""
+        return self.before + self.loaded if self.device.type == "cpu" else 0
 
     def short(self) -> None:
         """One line, or a ConfigError for a job that is certain to fail."""

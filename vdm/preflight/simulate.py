@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
@@ -114,11 +114,15 @@ def simulate(
     )  # fmt: skip
 
 
+def networks_of(stage: Stage) -> list[nn.Module]:
+    """The stage, and the networks that a condition keeps for itself."""
+    return [stage, *(net for module in stage.modules() for net in getattr(module, "_frozen", ()))]
+
+
 def _register(made: Stage, ledger: Ledger) -> tuple[int, int]:
     """Bytes that are trained, and that are not; networks that a condition keeps for itself are among these."""
     trained = frozen = 0
-    networks = [made, *(net for module in made.modules() for net in getattr(module, "_frozen", ()))]
-    for network in networks:
+    for network in networks_of(made):
         for tensor in (*network.parameters(), *network.buffers()):
             before = ledger.live
             ledger.add(tensor)
