@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,13 @@ def clip_fits_stride(*, autoencoder: Mapping[str, Any], frames: int, height: int
                 allowed=f"multiples of {step}",
                 remedy=f"set data.clip.{key}={below or above}, or another stride with autoencoder.stride",
             )
+
+
+def optimizer_is_possible(*, optimizer: Mapping[str, Any]) -> None:
+    """Of any optimizer, which checks itself only when it is built."""
+    lr = optimizer.get("lr")
+    if lr is not None and (isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf):
+        raise ConfigError("no learning rate", key="stage.optimizer.lr", got=lr, allowed="numbers above 0, such as 1e-4")
 
 
 def autoencoder_is_trained(*, autoencoder: Mapping[str, Any], init: Mapping[str, str | None]) -> None:

@@ -49,6 +49,11 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     job.name_processes()
 
     failed = False
+    try:
+        _check_groups(sys.argv[1:])
+    except UserError as error:
+        _say(error)
+        sys.exit(USER_ERROR)
 
     @functools.wraps(task)
     def checked(cfg: DictConfig) -> Any:
@@ -157,7 +162,8 @@ def explain(error: Exception, config_name: str) -> UserError:
 def _missing_choice(error: MissingConfigException, config_name: str) -> ConfigError:
     path = error.missing_cfg_file or ""
     group, _, choice = path.rpartition("/")
-    options = [name for name in error.options or [] if not name.startswith("_")]
+    found = error.options or [file.stem for file in sorted((CONF / group).glob("*.yaml"))]  # none are told of a list
+    options = [name for name in found if not name.startswith("_")]
     if not group:
         return ConfigError("no such configuration", key="--config-name", got=path, allowed=options)
     close = suggest(choice, options)
@@ -168,6 +174,16 @@ def _missing_choice(error: MissingConfigException, config_name: str) -> ConfigEr
         allowed=options or "nothing: the group is empty",
         remedy=close or (f"choose one: {group}={options[0]}" if options else f"add conf/{path}.yaml"),
     )
+
+
+def _check_groups(words: list[str]) -> None:
+    """stage.tuning=lora would put a word in the place of what the file stage/tuning/lora.yaml says."""
+    for word in words:
+        key, _, choice = word.partition("=")
+        folder = CONF.joinpath(*key.split("."))
+        if "." in key and folder.is_dir() and (folder / f"{choice}.yaml").exists():
+            group = key.replace(".", "/")
+            raise ConfigError("this is a group of files", key=key, got=choice, remedy=f"write {group}={choice}")
 
 
 def _bad_override(error: ConfigCompositionException, config_name: str) -> ConfigError:

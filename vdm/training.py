@@ -24,8 +24,7 @@ from vdm.errors import ConfigError, RunError
 from vdm.faults import told_plainly
 from vdm.metrics_file import MetricsFile
 from vdm.preflight.check import Preflight
-from vdm.runs import Run
-from vdm.secrets import redact
+from vdm.runs import Run, same
 from vdm.slurm import environment, job
 from vdm.stages.base import Origin, Stage
 from vdm.strategies import launching
@@ -48,6 +47,8 @@ def train(cfg: DictConfig) -> float | None:
         if leader:
             sweeps.started(run.folder)
             checkpoint.recover(run.folder / "checkpoints")
+        if settings["resume"] == "auto":
+            same.check_goes_on(run, settings, leader=leader)
         start = _starting_point(run, settings, leader)
         is_behind = start is not None and settings["resume"] == "auto" and run.damaged_behind(start)
         if start is not None and not is_behind and _is_finished(run, settings):
@@ -143,6 +144,8 @@ def _fit(cfg: DictConfig, settings: dict[str, Any], run: Run, start: Path | None
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
+    if start is not None:
+        same.check_shapes(run, start, stage)
     if leader:
         _record_start(cfg, settings, run, parents, datamodule, resumed_step)
     with contextlib.suppress(SIGTERMException):  # Lightning raises it after the callback has saved
@@ -286,8 +289,7 @@ def _load_published(backbone: Any, source: str, init: dict[str, Any], objective:
 
 
 def _record_start(cfg, settings, run: Run, parents, datamodule, resumed_step: int | None) -> None:
-    text = OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in settings.items() if key != "checks"}))
-    runs.write_atomically(run.folder / "config.yaml", redact(text))
+    runs.write_atomically(run.folder / "config.yaml", same.written(settings))
     facts = {"stage": settings["stage"]["name"], "data": settings["data"]["name"], "lineage": parents}
     if resumed_step is None:
         facts |= {"command": runs.typed("train.py"), "data_fingerprint": datamodule.fingerprint}

@@ -68,8 +68,11 @@ class Sources:
         self._repeats = False  # whether captions are sampled more than once
         if settings["videos"] is None:
             paths = settings["paths"]
-            self.run = restore.chosen_run(paths["output_root"], settings["run"], stage=protocol.stage, any_stage=True)
+            keeps = protocol.kind != "samples"  # any run has the autoencoder that made its latents
+            self.run = restore.chosen_run(paths["output_root"], settings["run"], stage=protocol.stage, any_stage=keeps)
             self.of_run = restore.settings_of(self.run)
+            if self.run.state != "complete" and processes.is_first:
+                log.warning("%s is %s: it was not trained to its end", self.run.name, self.run.state)
         chosen, root = settings["data"], settings["paths"]["data_root"]
         self.node = data_node(chosen, self.of_run, settings["reader"], root)
 

@@ -57,13 +57,14 @@ NOT_IDENTITY_OF_DATA = (
     "max_broken",
     "backend",
 )
+DEBUG = "debug"  # the run of conf/debug: a few steps that nobody wants to build on
 NOT_IDENTITY_OF_STAGE = ("previews", "cached")
 RECORD, BEFORE, DAMAGED = "run.json", ".run.json.before", "damaged-"
 STEP = re.compile(r"step-(\d{8})")
 
 
-def run_id(config: Mapping[str, Any]) -> str:
-    """Eight letters that depend on what decides the result, and on nothing else."""
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide the result."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     ignoring = {
         "trainer": NOT_IDENTITY_OF_TRAINER,
@@ -73,6 +74,12 @@ def run_id(config: Mapping[str, Any]) -> str:
     for group, ignored in ignoring.items():
         if isinstance(kept.get(group), Mapping):
             kept[group] = {key: value for key, value in kept[group].items() if key not in ignored}
+    return kept
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Eight letters that depend on what decides the result, and on nothing else."""
+    kept = deciding(config)
     root = str((config.get("paths") or {}).get("data_root", ""))
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256((text.replace(root, "<data>") if root else text).encode()).hexdigest()[:8]
@@ -250,12 +257,16 @@ def newest_complete(
     *,
     suits: Callable[[Run], bool] = lambda run: True,
 ) -> Run | None:
-    """The newest finished run of a stage, or of one of several, of the same data if there is one."""
+    """The newest finished run of a stage, or of one of several, of the same data if there is one. None of debug=..."""
     stages = (stage,) if isinstance(stage, str) else stage
     done = [
         r
         for r in all_runs(output_root)
-        if _state_of(r) == "complete" and r.info.get("stage") in stages and r.last_checkpoint() and suits(r)
+        if r.name != DEBUG
+        and _state_of(r) == "complete"
+        and r.info.get("stage") in stages
+        and r.last_checkpoint()
+        and suits(r)
     ]
     done.sort(key=lambda r: r.info.get("finished", 0.0))
     same = [r for r in done if r.info.get("data") == data]

@@ -27,6 +27,10 @@ def strategy_fits(*, strategy: Any, precision: str | int, optimizer: Mapping[str
         )
         raise ConfigError("this strategy keeps checkpoints of its own form", key="trainer.strategy", got=target,
                           remedy=remedy)  # fmt: skip
+    if isinstance(strategy, str) and not strategy.startswith(("auto", "ddp")):
+        raise ConfigError("there is no such strategy", key="trainer.strategy", got=strategy,
+                          allowed="auto, ddp, ddp_find_unused_parameters_true",
+                          remedy="choose trainer=ddp, fsdp, deepspeed_zero1, deepspeed_zero2 or deepspeed_zero3")  # fmt: skip
     if target.startswith(OURS) and str(precision) not in PRECISIONS:
         raise ConfigError("this strategy does not know the precision", key="trainer.precision", got=precision,
                           allowed=PRECISIONS)  # fmt: skip
