@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-exec "$PYTHON" -m pytest -n "${PROCESSES:-2}" --dist loadgroup --no-loadscope-reorder "${@:--m not slow}"
+exec "$PYTHON" -m pytest -n "${PROCESSES:-2}" --dist loadfile "${@:--m not slow}"

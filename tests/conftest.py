@@ -18,15 +18,6 @@ SIZES = ("num_train=96", "num_val=12", "num_test=8", "num_heldout=8")
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """With several test processes a file stays together, for its fixtures, and so do all tests of the one SLURM cluster."""
-    if hasattr(config, "workerinput"):
-        for item in items:
-            path = item.path.relative_to(ROOT)
-            item.add_marker(pytest.mark.xdist_group("slurm" if path.parts[1] == "slurm" else str(path)))
-
-
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory):
     """A data root with `shapes/{train,val,test,heldout}`."""
