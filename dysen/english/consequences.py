@@ -1,8 +1,10 @@
-"""What stays when something has happened: the marks that an action leaves on its agent, for common verbs."""
+"""What stays when something has happened: the marks that an action leaves on who did it or to whom, for common verbs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from dysen.action_plan import Triplet
 
 _LEFT: dict[str, tuple[str, ...]] = {  # mark -> verbs, as a whole predicate or its first word
     "gone": ("vanish", "disappear", "leave", "exit"),
@@ -24,23 +26,40 @@ _LEFT: dict[str, tuple[str, ...]] = {  # mark -> verbs, as a whole predicate or 
 }
 _OPPOSITES = [("gone", "in sight"), ("larger", "smaller"), ("open", "closed"), ("farther left", "farther right"),
               ("higher", "lower"), ("seated", "upright"), ("fallen", "upright")]  # fmt: skip
+_DONE_TO = ("larger", "smaller", "turned", "open", "closed", "broken", "wet")  # who opens a door is not open
+_DONE_BY = (
+    "in sight",
+    "higher",
+    "lower",
+    "seated",
+    "upright",
+    "fallen",
+)  # with a target; who leaves another is still there
 _UNDOES = {mark: {b if a == mark else a for a, b in _OPPOSITES if mark in (a, b)} for mark in _LEFT}
 
 
+def marks_of(action: Triplet, name: str) -> list[str]:
+    """What an action leaves on a thing."""
+    found = marks(action.predicate)
+    if action.object is None:
+        return found if name == action.subject else []
+    kept = {action.subject: _DONE_BY, action.object: _DONE_TO}.get(name, ())
+    return [mark for mark in found if mark in kept]
+
+
 def marks(predicate: str) -> list[str]:
-    """What an action leaves behind."""
+    """What may stay of an action, whoever it was done by."""
     words = predicate.lower().replace("_", " ")
     found = [mark for mark, verbs in _LEFT.items() if words in verbs]
     first = words.partition(" ")[0]
     return found or [mark for mark, verbs in _LEFT.items() if first in verbs]
 
 
-def marked(attributes: Iterable[str], predicates: Iterable[str]) -> tuple[str, ...]:
-    """Attributes of a thing after it did something: the newest mark undoes its opposite."""
+def marked(attributes: Iterable[str], fresh: Iterable[str]) -> tuple[str, ...]:
+    """Attributes with marks that come new: each undoes its opposite."""
     found = dict.fromkeys(attributes)
-    for predicate in predicates:
-        for mark in marks(predicate):
-            for undone in _UNDOES[mark]:
-                found.pop(undone, None)
-            found[mark] = None
+    for mark in fresh:
+        for undone in _UNDOES[mark]:
+            found.pop(undone, None)
+        found[mark] = None
     return tuple(found)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dysen.action_plan import MAX_TICK, Plan
-from dysen.english.consequences import marked
+from dysen.english.consequences import marked, marks_of
 from dysen.english.reading import read_caption
 from dysen.imagination import Question
 from dysen.llm.base import Answer, LanguageModel
@@ -110,6 +110,6 @@ def _carried(previous: SceneGraph, scene: SceneGraph) -> SceneGraph:
     objects = []
     for entry in previous.objects:
         if identity(entry.name) in here:
-            done = [action.predicate for action in ended if action.subject == entry.name]
-            objects.append(SceneObject(here[identity(entry.name)], marked(entry.attributes, done)[:MAX_ATTRIBUTES]))
+            fresh = [mark for action in ended for mark in marks_of(action, entry.name)]
+            objects.append(SceneObject(here[identity(entry.name)], marked(entry.attributes, fresh)[:MAX_ATTRIBUTES]))
     return SceneGraph.build(objects)

@@ -9,7 +9,7 @@ import pytest
 from data.shapes.parse import details_of, parse, plan_of
 from data.shapes.sampling import sample_script
 from dysen.action_plan import Plan, Triplet
-from dysen.english.consequences import marked, marks
+from dysen.english.consequences import marked, marks, marks_of
 from dysen.english.reading import read_caption
 from dysen.english.timeline import Timeline
 from dysen.english.words import verb
@@ -298,7 +298,19 @@ def test_marks_of_shapes():
     assert marks("move_up_left") == ["farther left", "higher"]
     assert marks("grow") == ["larger"]
     assert marks("blink") == []
-    assert marked(("red", "larger"), ["shrink", "rotate"]) == ("red", "smaller", "turned")
+    assert marked(("red", "larger"), ["smaller", "turned"]) == ("red", "smaller", "turned")
+
+
+def test_marks_are_left_on_whom_something_is_done_to():
+    plan = [["girl", "open", "door", [0, 1]], ["girl", "sit on", "chair", [1, 2]], ["girl", "leave", "chair", [2, 3]]]
+    plan += [["girl", "look at", "door", [3, 4]]]
+    scenes = scenes_of("A girl opens a door.", plan, Rules(parser=None, details=None))
+    assert scenes[1] == {"girl": (), "chair": ()}
+    assert scenes[2] == {"girl": ("seated",), "chair": ()}
+    assert scenes[3]["girl"] == ("seated",), "she is not gone: the one she leaves may be a thing beside her"
+    assert marks_of(Triplet("girl", "open", "door"), "door") == ["open"]
+    assert marks_of(Triplet("girl", "open", "door"), "girl") == []
+    assert marks_of(Triplet("door", "open", None), "door") == ["open"]
 
 
 def test_details_of_shapes_whose_verbs_are_new():

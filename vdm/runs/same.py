@@ -37,7 +37,7 @@ def check_goes_on(run: Run, settings: Mapping[str, Any], *, leader: bool) -> Non
         raise ConfigError("this run is of another stage", key="run.id", got=f"stage={stage}, for {run.name} of stage={begun}",
                           remedy=ANOTHER)  # fmt: skip
     changed = changes(run, settings)
-    goals = [change for change in changes(run, settings) if change.startswith("objective.")]
+    goals = [change for change in changed if change.startswith("objective.")]
     if goals and run.checkpoints():
         raise ConfigError("this run was begun with another objective", key="objective", got="; ".join(goals[:NAMED]),
                           remedy=ANOTHER)  # fmt: skip
