@@ -30,10 +30,10 @@ def clip_fits_stride(*, autoencoder: Mapping[str, Any], frames: int, height: int
 
 
 def optimizer_is_possible(*, optimizer: Mapping[str, Any]) -> None:
-    """Of any optimizer, which checks itself only when it is built."""
+    """Of any optimizer, which checks itself only when it is built. At a rate of 0 a run shows what it starts from."""
     lr = optimizer.get("lr")
-    if lr is not None and (isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf):
-        raise ConfigError("no learning rate", key="stage.optimizer.lr", got=lr, allowed="numbers above 0, such as 1e-4")
+    if lr is not None and (isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < math.inf):
+        raise ConfigError("no learning rate", key="stage.optimizer.lr", got=lr, allowed="numbers from 0, such as 1e-4")
 
 
 def autoencoder_is_trained(*, autoencoder: Mapping[str, Any], init: Mapping[str, str | None]) -> None:

@@ -100,6 +100,12 @@ def test_activations_that_are_computed_again(trained, trainer):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["fsdp", "deepspeed_zero2"])
+def test_checkpoints_written_beside_training(trained, trainer):
+    assert_alike(trained("vdm", trainer, 2, "callbacks.checkpoint.background=true"), trained("vdm"))
+
+
+@pytest.mark.slow
 def test_weights_gathered_in_half(trained):
     run = trained("vdm", "fsdp", 2, HALF, "trainer.strategy.gather=bfloat16")
     assert_alike(run, trained("vdm", "ddp", 2, HALF), tolerance=5e-5)
