@@ -81,7 +81,7 @@ class SceneGraphCondition(Condition):
             remedy = f"set data.extras=[{self.reads}], or leave {self.name} out of condition"
             raise DataError("no clip comes with its scene graphs", key=f"extras.{self.reads}", remedy=remedy)
         source = self.reads if given is None else self.name
-        clips = [_scenes_of_clip(one, key, source) for one, key in zip(said, keys, strict=True)]
+        clips = [scenes_of_clip(one, key, source) for one, key in zip(said, keys, strict=True)]
         times = [None] * len(keys) if given is not None else self._times(batch)
         spans = [tick_spans(shape.frames, len(clip or (0,)), at) for clip, at in zip(clips, times, strict=True)]
         return self.say(clips, spans)
@@ -188,7 +188,8 @@ def scenes_of(said: object) -> DynamicSceneGraph:
     raise PlanError("neither a plan nor scene graphs", got=shorten(repr(said)), allowed=allowed)
 
 
-def _scenes_of_clip(said: object, key: str, name: str) -> DynamicSceneGraph | None:
+def scenes_of_clip(said: object, key: str, name: str) -> DynamicSceneGraph | None:
+    """Of clip `key`, which has them under `name` in its `extras`."""
     try:
         return None if said is None else scenes_of(said)
     except PlanError as error:

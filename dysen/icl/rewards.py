@@ -207,6 +207,11 @@ def triplet_recall(dsg: DynamicSceneGraph, gold: DynamicSceneGraph) -> float:
     return best[-1] / len(true)
 
 
+def agreement(dsg: DynamicSceneGraph, gold: DynamicSceneGraph) -> float:
+    """Triplet recall in the direction in which it is lower: of what is true, and of what is told."""
+    return min(triplet_recall(dsg, gold), triplet_recall(gold, dsg))
+
+
 def _triplets(graph: SceneGraph) -> set[tuple]:
     return {
         (identity(t.subject), t.predicate.casefold(), None if t.object is None else identity(t.object))

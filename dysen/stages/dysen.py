@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dysen.condition import SceneGraphCondition
+from dysen.condition import SceneGraphCondition, scenes_of_clip
+from dysen.icl.rewards import agreement
 from dysen.planning_corpus import PlannedGraphs
 from vdm.autoencoder.base import VideoAutoencoder
 from vdm.bounds import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
@@ -25,6 +26,8 @@ from vdm.errors import ConfigError
 from vdm.stages.diffusion import DiffusionStage, Previews
 from vdm.stages.planned import check_some_are_found, with_planned
 from vdm.types import VideoBatch
+
+COUNTS = ("asked", "without_plan", "contradicted")  # of clips, since the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class DysenStage(DiffusionStage):
     Args:
         planned: what `python -m dysen.plan` wrote for the training split.
         share: how many clips come with it.
+        agreement: a plan is told only where its graphs agree so well with the true ones: the share of triplets that both
+            have, in the same order. 0: every plan, as in the paper. Of a clip without true graphs every plan is told.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class DysenStage(DiffusionStage):
         name: str,
         planned: PlannedGraphs,
         share: PlannedShare,
+        agreement: Fraction,
         autoencoder: VideoAutoencoder,
         backbone: nn.Module,
         objective: Objective,
@@ -93,31 +99,42 @@ class DysenStage(DiffusionStage):
         if not heard:
             remedy = "start from a run of stage=vdm condition=[text,scene_graph]: init.vdm=<run>"
             raise ConfigError("this model hears no scene graphs", key="condition", got=list(conditions), remedy=remedy)
-        self.planned, self.share, self.heard = planned, share, heard[0]
+        self.planned, self.share, self.agreement, self.heard = planned, share, agreement, heard[0]
         self.asked = 0  # clips that were to come with a planned graph, on this rank
         self.without_plan = 0  # of these
+        self.contradicted = 0  # of these: the true graphs say something else than the plan
 
     def losses(self, batch: VideoBatch) -> dict[str, Tensor]:
         batch, share = self.with_plans(batch)
-        counts = {"planned_share": share, "without_plan": self.without_plan / max(self.asked, 1)}
+        counts = {"planned_share": share} | {name: getattr(self, name) / max(self.asked, 1) for name in COUNTS[1:]}
         return super().losses(batch) | {name: torch.tensor(value, device=self.device) for name, value in counts.items()}
 
     def with_plans(self, batch: VideoBatch) -> tuple[VideoBatch, float]:
         """The batch with planned graphs in the place of some gold ones, and their share of it."""
-        batch, asked, found = with_planned(batch, self.planned, self.heard, self.is_planned)
+        before = self.contradicted
+        batch, asked, found = with_planned(batch, self.planned, self.heard, self.is_planned, self.is_true)
         self.asked, self.without_plan = self.asked + asked, self.without_plan + asked - found
         check_some_are_found(self.planned, self.asked, self.without_plan)
-        return batch, found / len(batch["key"])
+        return batch, (found - self.contradicted + before) / len(batch["key"])
 
     def is_planned(self, key: str) -> bool:
         """Drawn for (seed, step, key): whatever else is in the batch, on any rank and after a resume."""
         draw = torch.rand((), generator=generator_for(key, self.seed, "planned", self.step), dtype=torch.float64)
         return draw.item() < self.share.at(self.step)
 
+    def is_true(self, key: str, planned: Any, gold: Any) -> bool:
+        if self.agreement == 0 or gold is None:
+            return True
+        graphs = (scenes_of_clip(said, key, self.heard.reads) for said in (planned, gold))
+        is_so = agreement(*graphs) >= self.agreement
+        self.contradicted += not is_so
+        return is_so
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["stage"] |= {"asked": self.asked, "without_plan": self.without_plan}
+        checkpoint["stage"] |= {name: getattr(self, name) for name in COUNTS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.asked, self.without_plan = (checkpoint["stage"][name] for name in ("asked", "without_plan"))
+        for name in COUNTS:
+            setattr(self, name, checkpoint["stage"].get(name, 0))

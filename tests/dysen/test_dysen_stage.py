@@ -66,12 +66,12 @@ class Alone:
     """What `with_plans` needs of a stage."""
 
     heard = type("Heard", (), {"reads": "scene_graphs", "times": "frame_ticks"})
-    with_plans, is_planned = DysenStage.with_plans, DysenStage.is_planned
+    with_plans, is_planned, is_true = DysenStage.with_plans, DysenStage.is_planned, DysenStage.is_true
 
-    def __init__(self, rows, share, step=0, seed=0):
-        self.planned, self.step, self.seed = Rows(rows), step, seed
+    def __init__(self, rows, share, step=0, seed=0, agreement=0):
+        self.planned, self.step, self.seed, self.agreement = Rows(rows), step, seed, agreement
         self.share = PlannedShare(start=share, end=share, steps=1)
-        self.asked = self.without_plan = 0
+        self.asked = self.without_plan = self.contradicted = 0
 
 
 def batch_of(count, times=True):
@@ -119,6 +119,41 @@ def test_plans_of_other_clips_are_said():
     stage = Alone({("clip-0", "a"): {"scene_graphs": [GRAPH]}}, 1.0)
     stage.with_plans(batch_of(3 * ENOUGH))
     assert stage.without_plan == 3 * ENOUGH - 1
+
+
+def told(*events):
+    return [[who, does, None, [start, end]] for who, does, start, end in events]
+
+
+def test_plans_that_the_truth_contradicts_are_not_told():
+    truth = told(("ball", "grows", 0, 1), ("ball", "spins", 1, 4), ("box", "blinks", 4, 6))
+    plans = {
+        "other times": told(("ball", "grows", 0, 3), ("ball", "spins", 3, 4), ("box", "blinks", 4, 5)),
+        "other order": told(("ball", "spins", 0, 3), ("ball", "grows", 3, 4), ("box", "blinks", 4, 5)),
+        "something more": told(
+            ("ball", "grows", 0, 1), ("ball", "spins", 1, 2), ("box", "falls", 2, 3), ("box", "blinks", 3, 4)
+        ),
+        "something less": told(("ball", "grows", 0, 1), ("ball", "spins", 1, 2)),
+        "no truth": told(("box", "falls", 0, 1)),
+    }
+    batch = batch_of(len(plans))
+    batch["extras"]["scene_graphs"] = [truth] * 4 + [None]
+    rows = {(f"clip-{i}", "a"): {"scene_graphs": plan} for i, plan in enumerate(plans.values())}
+
+    def of_planned(agreement):
+        stage = Alone(rows, 1.0, agreement=agreement)
+        given, share = stage.with_plans(batch)
+        right = [g == plan for g, plan in zip(given["extras"]["scene_graphs"], plans.values(), strict=True)]
+        kept = [g == truth for g in given["extras"]["scene_graphs"]]
+        assert [a or b for a, b in zip(right, kept, strict=True)] == [True] * 5
+        placed = [at is None for at in given["extras"]["frame_ticks"]]
+        assert (placed, sum(right) / 5, stage.without_plan) == (right, share, 0)
+        assert stage.contradicted == 5 - sum(right)
+        return [name for name, is_told in zip(plans, right, strict=True) if is_told]
+
+    assert of_planned(1.0) == ["other times", "no truth"]
+    assert of_planned(0.7) == ["other times", "other order", "something more", "no truth"], "one tick of a few is wrong"
+    assert of_planned(0.0) == list(plans)
 
 
 # ---- training

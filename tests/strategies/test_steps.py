@@ -58,6 +58,12 @@ def test_memory_of_the_host(trained, stage, trainer):
 HALF = "trainer.precision=bf16-mixed"
 
 
+def distance(first, second):
+    """Of all weights together."""
+    ours, theirs = (content(run)["state_dict"] for run in (first, second))
+    return sum((ours[name] - theirs[name]).double().square().sum().item() for name in theirs) ** 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", SHARDED[:3])
 def test_half_precision_is_autocast_everywhere(trained, trainer):
@@ -76,11 +82,6 @@ def test_half_precision_differs_by_rounding_alone(trained):
     comes of it is no farther apart than half precision is from full."""
     one, two, full = trained("vdm", "cpu", 1, HALF), trained("vdm", "ddp", 2, HALF), trained("vdm")
     zero3 = trained("vdm", "deepspeed_zero3", 2, HALF)
-
-    def distance(first, second):
-        ours, theirs = (content(run)["state_dict"] for run in (first, second))
-        return sum((ours[name] - theirs[name]).double().square().sum().item() for name in theirs) ** 0.5
-
     rounding = distance(one, full)
     assert 0 < distance(two, one) <= 1.2 * rounding
     assert 0 < distance(zero3, two) <= 1.2 * rounding
@@ -107,8 +108,10 @@ def test_checkpoints_written_beside_training(trained, trainer):
 
 @pytest.mark.slow
 def test_weights_gathered_in_half(trained):
-    run = trained("vdm", "fsdp", 2, HALF, "trainer.strategy.gather=bfloat16")
-    assert_alike(run, trained("vdm", "ddp", 2, HALF), tolerance=5e-5)
+    """Only what autocast would not round, such as norms, is rounded as well."""
+    run, reference = trained("vdm", "fsdp", 2, HALF, "trainer.strategy.gather=bfloat16"), trained("vdm", "ddp", 2, HALF)
+    rounding = distance(reference, trained("vdm"))
+    assert 0 < distance(run, reference) <= 0.25 * rounding
 
 
 @pytest.mark.slow

@@ -27,12 +27,17 @@ class Reads(Protocol):
 
 
 def with_planned(
-    batch: VideoBatch, plans: Plans, condition: Reads, is_wanted: Callable[[str], bool] | None = None
+    batch: VideoBatch,
+    plans: Plans,
+    condition: Reads,
+    is_wanted: Callable[[str], bool] | None = None,
+    is_told: Callable[[str, Any, Any], bool] | None = None,
 ) -> tuple[VideoBatch, int, int]:
     """The batch with planned graphs in the place of its own; how many of its clips were to have one, and how many have.
 
     Args:
         is_wanted: of a clip's key; None: all of them.
+        is_told: of a clip's key, its planned graphs and its own, of which there may be none; None: all plans are told.
     """
     extras = dict(batch.get("extras", {}))
     # Under the names of the gold ones, as only they are placed by the times of frames; the ticks of a plan are its own.
@@ -47,6 +52,8 @@ def with_planned(
         if row is None or row["scene_graphs"] is None:
             continue
         found += 1
+        if is_told is not None and not is_told(key, row["scene_graphs"], told[condition.reads][position]):
+            continue
         told[condition.reads][position] = row["scene_graphs"]
         if condition.times in told:
             told[condition.times][position] = None
