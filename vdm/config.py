@@ -132,6 +132,7 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
     if accepted is None:
         return
     given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
+    who = "this setting" if key.startswith("checks.") else target.rpartition(".")[2]  # nobody knows the names of checks
     for name, value in given.items():
         if name not in accepted.parameters:
             if accepted.open:
@@ -145,7 +146,7 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
             )
         if problem := type_problem(value, accepted.parameters[name]):
             raise ConfigError(
-                f"{target.rpartition('.')[2]} cannot take this value",
+                f"{who} cannot take this value",
                 key=f"{key}.{name}",
                 got=f"{value!r} ({type(value).__name__})",
                 allowed=problem,
@@ -154,9 +155,7 @@ def _check_call(node: Mapping[str, Any], key: str) -> None:
     absent = accepted.required - given.keys()
     if absent and not node.get("_partial_"):
         name = sorted(absent)[0]
-        raise ConfigError(
-            f"{target.rpartition('.')[2]} needs a value", key=f"{key}.{name}", remedy=f"{key}.{name}=<value>"
-        )
+        raise ConfigError(f"{who} needs a value", key=f"{key}.{name}", remedy=f"{key}.{name}=<value>")
 
 
 def type_problem(value: Any, annotation: str | None) -> str | None:

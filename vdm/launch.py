@@ -177,10 +177,13 @@ def _missing_choice(error: MissingConfigException, config_name: str) -> ConfigEr
 
 
 def _check_groups(words: list[str]) -> None:
-    """stage.tuning=lora would put a word in the place of what the file stage/tuning/lora.yaml says."""
+    """stage.tuning=lora would put a word in the place of what the file stage/tuning/lora.yaml says. `_base` is no choice."""
     for word in words:
         key, _, choice = word.partition("=")
         folder = CONF.joinpath(*key.split("."))
+        if choice.startswith("_") and (CONF / key / f"{choice}.yaml").exists():
+            options = [file.stem for file in sorted((CONF / key).glob("[!_]*.yaml"))]
+            raise ConfigError("this is a part of other files", key=key, got=choice, allowed=options)
         if "." in key and folder.is_dir() and (folder / f"{choice}.yaml").exists():
             group = key.replace(".", "/")
             raise ConfigError("this is a group of files", key=key, got=choice, remedy=f"write {group}={choice}")
@@ -195,8 +198,14 @@ def _bad_override(error: ConfigCompositionException, config_name: str) -> Config
     given = next((a for a in sys.argv[1:] if a.lstrip("+~").split("=")[0].split("@")[0] == key), None)
     known, origin = _known_beside(key, config_name)
     name = key.rpartition(".")[2]
+    if match := re.search(r"Ambiguous value for argument '([^'\n]*)'", text):
+        key, _, several = match[1].partition("=")
+        remedy = f"{key}=[{several}] for all of them at once, -m for one run of each, quotes for a text: '{key}=\"{several}\"'"
+        return ConfigError("several values for one key", key=key, got=match[1], remedy=remedy)
     if origin != key:
         return ConfigError("this part is written elsewhere", key=key, got=given, remedy=f"set {origin}=<value>")
+    places = _places_of(_written(key), config_name)
+    elsewhere = f"write {places[0]}=<value>" if places else ""
     if known is not None and name not in known:
         parent = key.rpartition(".")[0]
         return ConfigError(
@@ -204,20 +213,49 @@ def _bad_override(error: ConfigCompositionException, config_name: str) -> Config
             key=key,
             got=given or name,
             allowed=known,
-            remedy=suggest(name, known) or "check the name with --cfg job",
+            remedy=elsewhere or suggest(name, known) or "check the name with --cfg job",
         )
+    if elsewhere:
+        return ConfigError("this setting stands elsewhere", key=_written(key), remedy=elsewhere)
     reason = str(cause).splitlines()[0] if cause is not None else text.splitlines()[0]
     return ConfigError(reason, key=key, got=given, remedy="see the composed configuration with --cfg job")
 
 
-def _known_beside(key: str, config_name: str) -> tuple[list[str] | None, str]:
-    """The names beside a key in the configuration without the bad override, and the key that its value comes from."""
+def _choices_alone(key: str, config_name: str) -> DictConfig | None:
+    """The configuration without the bad override of `key`."""
     choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_/]+=[\w,\[\]]+", a) and (CONF / a.split("=")[0]).is_dir()]
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            node = hydra.compose(config_name, overrides=choices, return_hydra_config=key.startswith("hydra."))
+            return hydra.compose(config_name, overrides=choices, return_hydra_config=key.startswith("hydra."))
     except (HydraException, OmegaConfBaseException):
+        return None
+
+
+def _written(key: str) -> str:
+    """What the command names where a part of it is told: sampler.num_steps for sampler."""
+    words = (word.lstrip("+~").split("=")[0] for word in sys.argv[1:])
+    return next((word for word in words if word.startswith(f"{key}.")), key)
+
+
+def _places_of(key: str, config_name: str) -> list[str]:
+    """Where a key stands farther down: sampler.num_steps as protocol.sampler.num_steps."""
+
+    def below(node: Any, path: str) -> Iterator[str]:
+        if OmegaConf.is_dict(node) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+            for name in node:
+                here, value = f"{path}{name}", node._get_node(name)
+                if here.endswith(f".{key}") and not value._is_interpolation():
+                    yield here
+                yield from below(value, f"{here}.")
+
+    return [place for place in below(_choices_alone(key, config_name), "") if not place.startswith("checks.")]
+
+
+def _known_beside(key: str, config_name: str) -> tuple[list[str] | None, str]:
+    """The names beside a key in the configuration without the bad override, and the key that its value comes from."""
+    node = _choices_alone(key, config_name)
+    if node is None:
         return None, key
     origin = config.key_of_origin(node, key)
     if origin != key:
