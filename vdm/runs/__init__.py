@@ -282,10 +282,8 @@ def find(output_root: str | Path, wanted: str, *, key: str, stage: str | Sequenc
     if len(candidates) != 1:
         what = "several runs match" if candidates else "there is no such run"
         known = [run.name for run in candidates] or list(runs) or f"nothing: no runs in {output_root}"
-        remedy = (
-            suggest(wanted, runs)
-            or f"train one with stage={stages[0] if stages else '<stage>'}, or give the path of a run folder"
-        )
+        train = f"train one with stage={stages[0] if stages else '<stage>'}, or give the path of a run folder"
+        remedy = "write its whole name" if candidates else suggest(wanted, runs) or train
         raise RunError(what, key=key, got=wanted, allowed=known, remedy=remedy)
     run = candidates[0]
     if stages is not None and run.info.get("stage") not in stages:
