@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "video": {"errors"},
     "errors": set(),
     "faults": {"errors"},
+    "devices": {"errors"},
     "bounds": set(),
     "phases": set(),
     "secrets": set(),

@@ -133,6 +133,22 @@ def test_two_processes_cannot_train_one_run(tmp_path):
         pytest.fail("the lock outlived its process")
 
 
+def test_going_back_keeps_what_was_not_written_yet(tmp_path):
+    metrics = MetricsFile(path=str(tmp_path / "metrics.csv"), resumed_step=None)
+    metrics.log_metrics({"loss": 1.0}, step=2)
+    metrics.log_metrics({"loss": 0.5}, step=4)
+    metrics.log_metrics({"val/loss": 0.75}, step=4)  # measured where the checkpoint was written
+    metrics.log_metrics({"loss": 9.0, "later": 1.0}, step=5)
+    metrics.on_rollback(4)
+    metrics.log_metrics({"loss": 0.25}, step=6)
+    metrics.finalize("success")
+    assert metrics.path.read_text() == "step,loss,val/loss\n2,1.0,\n4,0.5,0.75\n6,0.25,\n"
+    metrics.on_rollback(2)
+    metrics.log_metrics({"val/loss": 0.5}, step=3)
+    metrics.on_rollback(3)
+    assert metrics.path.read_text() == "step,loss,val/loss\n2,1.0,\n3,,0.5\n"
+
+
 def test_metrics_file_resumes_without_gaps_or_repeats(tmp_path):
     path = tmp_path / "metrics.csv"
 

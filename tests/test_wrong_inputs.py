@@ -25,7 +25,11 @@ CASES = {
     "stage.optimizer.lrr=1": ["stage.optimizer.lrr", "did you mean 'lr'"],
     "max_steps=3": ["there is no setting 'max_steps'", "remedy:  write trainer.max_steps=<value>"],
     "data=_base": ["key:     data", "part of other files", "allowed: activitynet"],
-    "stage=vdm condition=text,scene_graph": ["key:     condition", "condition=[text,scene_graph]", "-m for one run of each"],
+    "stage=vdm condition=text,scene_graph": [
+        "key:     condition",
+        "condition=[text,scene_graph]",
+        "-m for one run of each",
+    ],
     "stage.optimizer.lr=-1": ["stage.optimizer.lr", "numbers from 0"],
     "stage.optimizer.lr=fast": ["stage.optimizer.lr", "fast", "numbers from 0"],
     "trainer.strategy=zero9": ["trainer.strategy", "zero9", "choose trainer=ddp"],

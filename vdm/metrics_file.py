@@ -43,9 +43,8 @@ class MetricsFile(Logger):
         self._unwritten.add(step)
 
     def save(self) -> None:
-        new_columns = [name for step in self._unwritten for name in self.rows[step] if name not in self.columns]
-        self.columns += dict.fromkeys(new_columns)
-        if new_columns or not self._unwritten.isdisjoint(self._written):
+        has_new = any(name not in self.columns for step in self._unwritten for name in self.rows[step])
+        if has_new or not self._unwritten.isdisjoint(self._written):
             self._rewrite()
         elif self._unwritten:
             with self.path.open("a", encoding="utf-8") as file:
@@ -56,7 +55,7 @@ class MetricsFile(Logger):
     def on_rollback(self, step: int) -> None:
         """What comes after this step is measured again."""
         self.rows = {at: row for at, row in self.rows.items() if at <= step}
-        self._unwritten = {at for at in self._unwritten if at <= step}
+        self._unwritten = set()
         self._rewrite()
 
     def finalize(self, status: str) -> None:
@@ -77,6 +76,7 @@ class MetricsFile(Logger):
         return text.getvalue()
 
     def _rewrite(self) -> None:
+        self.columns = list(dict.fromkeys([*self.columns, *(name for row in self.rows.values() for name in row)]))
         header = self._line(dict(zip(self.columns, self.columns, strict=True)))
         write_atomically(self.path, header + "".join(self._line(row) for _, row in sorted(self.rows.items())))
         self._written = set(self.rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from vdm import restore, runs
 from vdm.autoencoder.base import VideoAutoencoder
 from vdm.conditions.base import ConditionSet
+from vdm.devices import this_device
 from vdm.errors import ConfigError
 from vdm.types import LatentShape, VideoBatch
 from vdm.video import to_float
@@ -82,7 +82,7 @@ def clip_encoder(cfg: DictConfig) -> ClipEncoder:
     """The networks that the command names, on the device of this process."""
     if cfg.latent_dtype not in DTYPES:
         raise ConfigError("unknown type", key="latent_dtype", got=cfg.latent_dtype, allowed=list(DTYPES))
-    device = _device(cfg.device)
+    device = this_device(cfg.device)
     autoencoder = _autoencoder(cfg).to(device).eval().requires_grad_(False)
     members = {
         name: instantiate(node, _convert_="all") for name, node in (OmegaConf.select(cfg, "condition") or {}).items()
@@ -120,17 +120,6 @@ def _autoencoder(cfg: DictConfig) -> VideoAutoencoder:
     run = run or restore.chosen_run(root, cfg.run, stage="autoencoder", any_stage=True)
     log.info("the autoencoder is that of %s, %s", run.name, run.last_checkpoint().name)
     return restore.load_network(run, restore.settings_of(run), "autoencoder")
-
-
-def _device(asked: str) -> torch.device:
-    if asked not in ("auto", "cpu", "cuda"):
-        raise ConfigError("unknown device", key="device", got=asked, allowed="auto, cpu, cuda")
-    has_gpu = torch.cuda.is_available()
-    if asked == "cuda" and not has_gpu:
-        raise ConfigError("no GPU is visible to torch", key="device", got=asked, allowed="auto, cpu")
-    if not has_gpu or asked == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _as_numpy(array: Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vdm.bounds import PositiveInt
 from vdm.conditions.encoders.local import open_clip_module
+from vdm.devices import this_device
 from vdm.errors import ConfigError
 
 KEY = "stage.terms.video"
@@ -31,7 +32,7 @@ class Clip:
             raise ConfigError("the weights of CLIP are not on this machine, and nothing is downloaded",
                               key=f"{KEY}: weights", got=weights, remedy="name a checkpoint file of open_clip")  # fmt: skip
         self.name, self.weights, self.frames = model, weights, frames
-        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.device = this_device(device, key=f"{KEY}: device")
         self._model: Any = None
 
     @torch.no_grad()

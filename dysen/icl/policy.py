@@ -67,11 +67,14 @@ class ExamplePolicy(nn.Module):
         """b c, of the first shot; a caption is never its own demonstration."""
         return self._logits(self._projected(captions), self.project(self.candidates), self._allowed(captions))
 
-    def draw(self, captions: Sequence[str], shots: int) -> Choice:
-        """A random choice, from the random numbers of torch."""
-        return self._shots(
-            captions, shots, lambda logits, _: (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
-        )
+    def draw(self, captions: Sequence[str], shots: int, random: Sequence[torch.Generator]) -> Choice:
+        """A random choice, each caption's from random numbers of its own: on the CPU, so that they are those of any device."""
+
+        def pick(logits: Tensor, shot: int) -> Tensor:
+            waits = [torch.empty(logits.shape[1]).exponential_(generator=one) for one in random]
+            return (logits - torch.stack(waits).to(logits).log()).argmax(-1)
+
+        return self._shots(captions, shots, pick)
 
     @torch.no_grad()
     def best(self, captions: Sequence[str], shots: int) -> Tensor:

@@ -25,8 +25,9 @@ from dysen.icl.rewards import Outcome
 from dysen.scene_graph import event_to_dsg
 from vdm import checkpoint, restore
 from vdm.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt
+from vdm.devices import this_device
 from vdm.diffusion.guidance import classifier_free
-from vdm.errors import ConfigError, RunError
+from vdm.errors import RunError
 from vdm.runs import Run, newest_complete
 from vdm.sampling.model import TextToVideo
 from vdm.video import to_float
@@ -63,9 +64,7 @@ class PlanVideos:
         folder: str | None,
         device: Literal["auto", "cpu", "cuda"],
     ):
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("no GPU is visible to torch", key="stage.terms.video", got=device, allowed="cpu, auto")
-        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.device = this_device(device, key="stage.terms.video.sample.device")
         self.output_root, self.sampler, self.guidance = output_root, sampler, guidance
         self.seed, self.batch_size = seed, batch_size
         self.folder = None if folder is None else Path(folder)

@@ -229,14 +229,14 @@ def load(path: Path, device: str, dtype: str) -> tuple[Any, Any]:
     except ImportError:
         remedy = "pip install -e .[llm]"
         raise ConfigError("llm=transformers needs the package transformers", key="llm", remedy=remedy) from None
+    from vdm.devices import this_device
+
     is_gguf = path.is_file() and path.suffix == ".gguf"
     if not is_gguf and not (path / "config.json").is_file():
         remedy = "give a folder with config.json, weights and tokenizer, or a .gguf file; nothing is downloaded"
         raise ConfigError("no language model is here", key="llm.model", got=path, remedy=remedy)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("no GPU is visible to torch", key="llm.device", got=device, allowed="cpu, auto")
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    kind = {"auto": "float32" if place == "cpu" else "bfloat16"}.get(dtype, dtype)
+    place = this_device(device, key="llm.device")
+    kind = {"auto": "float32" if place.type == "cpu" else "bfloat16"}.get(dtype, dtype)
     source = {"gguf_file": path.name} if is_gguf else {}
     folder = path.parent if is_gguf else path
     verbosity = transformers.logging.get_verbosity()

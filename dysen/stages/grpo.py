@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,6 +25,7 @@ from dysen.planner import Planner
 from dysen.replies import PlanReply
 from dysen.stages.planning import PlanningStage
 from vdm.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.diffusion.noise import generator_for
 from vdm.errors import ConfigError, RunError
 
 
@@ -125,18 +127,30 @@ class GrpoStage(PlanningStage):
         groups = [group for groups in (fresh, *again) for group in groups]
         self._kept = [*self._kept, fresh][-max(self._ages(), default=0) :] if self.reuse else []
         parameters = list(self.adapter.parameters())
+        count = self.of_all_ranks(
+            self.numbers([len(groups)])
+        ).mean()  # the mean over ranks is then that over all groups
         total, gradients = torch.zeros((), device=self.device), [torch.zeros_like(p) for p in parameters]
-        parts: dict[str, list[Tensor]] = {}
+        parts: dict[str, list[Tensor]] = {
+            name: [] for name in self._of_groups()
+        }  # ranks log the same, also without a group
         for group in groups:  # one graph at a time: they are large
             loss, of_group = self._group_loss(group)
-            value, found = graded(loss / len(groups), parameters)
+            value, found = graded(loss / count, parameters)
             total = total + value
             for gradient, part in zip(gradients, found, strict=True):
                 gradient += part
             for key, part in of_group.items():
-                parts.setdefault(key, []).append(part)
+                parts[key].append(part)
         loss = with_gradients(total, parameters, gradients)
-        return {"loss": loss} | logged | {key: torch.stack(values).mean() for key, values in parts.items()}
+        means = {
+            key: torch.stack(values).mean() if values else torch.zeros_like(total) for key, values in parts.items()
+        }
+        return {"loss": loss} | logged | means
+
+    def _of_groups(self) -> list[str]:
+        """What is logged of them beside their rewards."""
+        return ["clipped", "kl"] if self.kl_weight else ["clipped"]
 
     def _ages(self) -> list[int]:
         """How many batches ago were drawn what a batch learns from once more."""
@@ -146,7 +160,7 @@ class GrpoStage(PlanningStage):
     def _drawn(self, batch: dict[str, Any]) -> tuple[list[Group], dict[str, Tensor]]:
         """Plans for each caption, in groups, and what is logged of them."""
         captions = [caption for caption in batch["caption"] for _ in range(self.group_size)]
-        seed = int(torch.randint(2**62, ()))  # of this batch and rank
+        seed = int(torch.randint(2**62, (), generator=generator_for("", self.seed, "plans", self.batches_seen)))
         outcomes, drawn = self._planned(batch, captions, temperature=self.temperature, seed=seed)
         total, parts = self.rewarded(outcomes)
         by_group = total.view(-1, self.group_size)
@@ -155,7 +169,7 @@ class GrpoStage(PlanningStage):
             for one, rewards in zip(drawn, by_group, strict=True)
             if all(answer is not None for answer in one)
         ]
-        self.note_epoch(by_group.mean(1))
+        self.note_epoch(self.of_all_ranks(by_group.mean(1)))
         valid = self.numbers([outcome.plan is not None for outcome in outcomes])
         lengths = self.numbers([length for group in groups for length in group.lengths] or [0])
         logged = {"reward": total, "spread": by_group.std(1, correction=0), "valid": valid, "draws": lengths}
@@ -214,14 +228,30 @@ class GrpoStage(PlanningStage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["kept"] = [[group.state() for group in groups] for groups in self._kept]
+        kept = [[group.state() for group in groups] for groups in self._kept]
+        checkpoint["kept"] = [kept]  # of each rank
+        if self._trainer is not None and self.trainer.world_size > 1:
+            checkpoint["kept"] = [None] * self.trainer.world_size
+            distributed.all_gather_object(checkpoint["kept"], kept)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if not torch.equal(checkpoint["state_dict"]["adapter.base"], self.adapter.base.cpu()):
             raise RunError("this run tunes another language model, or another version of it", key="llm.model",
                            got=self.llm.name, remedy="restore the model, or start another run with run.id=<name>")  # fmt: skip
-        self._kept = [[Group.from_state(state) for state in states] for states in checkpoint["kept"]]
+        world, rank = (1, 0) if self._trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        self._kept = [[Group.from_state(one) for one in groups] for groups in dealt(checkpoint["kept"], world)[rank]]
+
+
+def dealt(kept: Sequence[Sequence[Sequence[Any]]], world: int) -> list[list[list[Any]]]:
+    """What ranks kept, by batch, for as many ranks as there are now."""
+    if len(kept) == world:
+        return [list(map(list, batches)) for batches in kept]
+    together = [[one for groups in of_ranks for one in groups] for of_ranks in zip(*kept, strict=True)]
+    bounds = [[rank * len(groups) // world for rank in range(world + 1)] for groups in together]
+    return [
+        [groups[at[rank] : at[rank + 1]] for groups, at in zip(together, bounds, strict=True)] for rank in range(world)
+    ]
 
 
 def _local(planner: Planner) -> TransformersModel:

@@ -19,6 +19,8 @@ from dysen.icl.selectors import NearestSelector, PolicySelector
 from dysen.planner import Planner
 from dysen.stages.planning import PlanningStage
 from vdm.bounds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from vdm.diffusion.noise import generator_for
+from vdm.errors import ConfigError
 
 
 class Drawn(Selector):
@@ -75,6 +77,12 @@ class PlannerStage(PlanningStage):
         self.baseline, self.normalise, self.entropy_weight = baseline, normalise, entropy_weight
         self.compare = compare
 
+    def on_fit_start(self) -> None:
+        parts = [name for name, term in self.terms.items() if term.is_of_batch and term.weight]
+        if parts and self.trainer.world_size > 1:
+            raise ConfigError("one score for a whole batch is of the batch of one process", key="stage.terms", got=parts,
+                              remedy="set trainer.devices=1, or take scores of each plan, such as stage/terms=video")  # fmt: skip
+
     @property
     def shots(self) -> int:
         return self.drawn.shots
@@ -87,15 +95,19 @@ class PlannerStage(PlanningStage):
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         captions = batch["caption"]
-        choice = self.policy.draw(captions, self.shots)
+        # Of the clip and the step, so that several processes draw what one does.
+        random = [generator_for(key, self.seed, "shots", self.batches_seen) for key in batch["key"]]
+        choice = self.policy.draw(captions, self.shots, random)
         outcomes = self._planned(batch, [tuple(reversed(row)) for row in choice.positions.tolist()])
         total, parts = self.rewarded(outcomes)
         entropy = self.policy.entropy(captions).mean()
-        advantage = advantages(total, self.baseline.value, is_normalised=self.normalise)
+        everyone = self.of_all_ranks(total)
+        advantage = advantages(everyone, self.baseline.value, is_normalised=self.normalise)
+        advantage = advantage.view(self.trainer.world_size, -1)[self.trainer.global_rank]
         loss = policy_loss(choice.log_prob, advantage) - self.entropy_weight * entropy
         logged = {"reward": total.mean(), "baseline": self.baseline.value.clone(), "entropy": entropy}
-        self.baseline.update(total)
-        self.note_epoch(total)
+        self.baseline.update(everyone)
+        self.note_epoch(everyone)
         return {"loss": loss} | logged | {name: values.mean() for name, values in parts.items()}
 
     @torch.no_grad()

@@ -82,6 +82,11 @@ class PlanningStage(Stage):
         total, parts = rewards(self.terms, outcomes)
         return self.numbers(total), {name: self.numbers(values) for name, values in parts.items()}
 
+    def of_all_ranks(self, values: Tensor) -> Tensor:
+        """What each rank has as many of, rank by rank."""
+        alone = self._trainer is None or self.trainer.world_size == 1
+        return values if alone else self.all_gather(values).flatten(0, 1)
+
     def measured(self, outcomes: Sequence[Outcome]) -> dict[str, Tensor]:
         """b each: reward, terms and metrics; `loss` is what is missing to the full reward."""
         total, parts = self.rewarded(outcomes)
@@ -91,18 +96,15 @@ class PlanningStage(Stage):
 
     def compared(self, name: str, measure: Callable[[dict[str, Any]], dict[str, Tensor]]) -> None:
         """Reports what is measured on the validation captions under `val/<name>_`."""
-        found: dict[str, list[Tensor]] = {}
-        for batch in self.batches(self.trainer.datamodule.val_dataloader()):
-            for key, values in measure(batch).items():
-                found.setdefault(key, []).append(values)
-        self.report({f"val/{name}_{key}": torch.cat(values).mean() for key, values in found.items()})
+        means = self.means(self.batches(self.trainer.datamodule.val_dataloader()), measure)
+        self.report({f"val/{name}_{key}": value for key, value in means.items()}, reduce=False)
 
     def note_epoch(self, reward: Tensor) -> None:
-        """The mean reward of each pass over the training captions, where they end. One number for each caption."""
+        """The mean reward of each pass over the training captions, where they end. One number for each caption of all ranks."""
         self.epoch.add(reward)
         source = getattr(getattr(self.trainer, "datamodule", None), "source", None)
         size = getattr(source, "sizes", {}).get("train")  # clips come without an end
-        if size and int(self.epoch.count) * self.trainer.world_size >= size:
+        if size and int(self.epoch.count) >= size:
             self.report({"epoch/reward": self.epoch.value})
             self.epoch.clear()
 

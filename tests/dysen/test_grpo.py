@@ -297,7 +297,7 @@ def test_a_run_continues_bit_for_bit_and_is_used(folder, tmp_path, accumulate):
     assert {Path(name).stem for name in weights} == {"adapter", "epoch"}  # of the model nothing is kept
     assert {name: manifests[0][name] for name in weights} == {name: manifests[1][name] for name in weights}
     ours, theirs = checkpoint.load(whole.last_checkpoint()), checkpoint.load(again.last_checkpoint())
-    assert torch.equal(ours["kept"][-1][0]["drawn"][0]["tokens"], theirs["kept"][-1][0]["drawn"][0]["tokens"])
+    assert torch.equal(ours["kept"][0][-1][0]["drawn"][0]["tokens"], theirs["kept"][0][-1][0]["drawn"][0]["tokens"])
     assert torch.equal(*(one["optimizer_states"][0]["state"][0]["exp_avg"] for one in (ours, theirs)))
     whole_rows, again_rows = rows(whole, columns), rows(again, columns)
     assert again_rows["4"] == whole_rows["4"]

@@ -28,6 +28,10 @@ def policy(pool=POOL, temperature=1.0, covered=0.0, **changes):
     return ExamplePolicy(pool=pool, features=words(**changes), width=128, temperature=temperature, covered=covered)
 
 
+def randoms(count, seed=0):
+    return [torch.Generator().manual_seed(1_000_000 * seed + i) for i in range(count)]
+
+
 def test_hashed_words():
     features = words(is_weighted=False)
     vectors = features([*CAPTIONS, "", "ROLLS red ball, a!"])
@@ -98,8 +102,7 @@ def test_the_probabilities_of_all_choices_sum_to_one(covered):
 def test_draws_follow_their_probability(covered):
     chooser = policy(temperature=0.2, covered=covered)
     query = ["A red dog jumps."]
-    torch.manual_seed(3)
-    choice = chooser.draw(query * 20_000, 2)
+    choice = chooser.draw(query * 20_000, 2, randoms(20_000, seed=3))
     keys = choice.positions[:, 0] * 4 + choice.positions[:, 1]
     for key in keys.unique():
         rows = keys == key
@@ -112,15 +115,14 @@ def test_draws_follow_their_probability(covered):
 
 def test_a_caption_is_never_its_own_demonstration():
     chooser = policy()
-    torch.manual_seed(0)
-    drawn = chooser.draw([CAPTIONS[1].upper()] * 200, 3).positions
+    drawn = chooser.draw([CAPTIONS[1].upper()] * 200, 3, randoms(200)).positions
     assert not (drawn == 1).any()
     assert 1 not in chooser.best([CAPTIONS[1]], 3)[0]
     entropy = chooser.entropy([CAPTIONS[1], "anything"])
     assert entropy.isfinite().all()
     assert entropy[0] <= torch.tensor(3.0).log() + 1e-5
     with pytest.raises(ConfigError, match="<= 3"):
-        chooser.draw([CAPTIONS[1]], 4)
+        chooser.draw([CAPTIONS[1]], 4, randoms(1))
 
 
 def test_an_untrained_policy_ranks_nearly_as_its_features():
@@ -190,9 +192,8 @@ def test_the_gradient_raises_the_better_candidate(better):
 def test_reinforce_finds_the_better_candidate(is_normalised):
     chooser, baseline = two_candidates(), MovingBaseline(decay=0.9)
     optimizer = torch.optim.Adam(chooser.parameters(), lr=1e-2)
-    torch.manual_seed(1)
-    for _ in range(150):
-        choice = chooser.draw(["good and bad"] * 8, 1)
+    for step in range(150):
+        choice = chooser.draw(["good and bad"] * 8, 1, randoms(8, seed=step))
         reward = (choice.positions[:, 0] == 0).float()
         loss = policy_loss(choice.log_prob, advantages(reward, baseline.value, is_normalised=is_normalised))
         baseline.update(reward)

@@ -76,7 +76,7 @@ def measured(part, texts):
 
 
 def trained(part, texts, steps, monkeypatch):
-    monkeypatch.setattr(PlannerStage, "trainer", types.SimpleNamespace(world_size=1, datamodule=None))
+    monkeypatch.setattr(PlannerStage, "trainer", types.SimpleNamespace(world_size=1, global_rank=0, datamodule=None))
     optimizer, rewards = torch.optim.Adam(part.parameters(), lr=1e-2), []
     torch.manual_seed(0)
     for _, batch in zip(range(steps), loader(texts), strict=False):

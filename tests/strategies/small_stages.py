@@ -46,7 +46,12 @@ STAGES = {
               "stage.planned.folder={root}/plans"],
     "language": ["stage=language", "language.width=32", "language.depth=2", "texts.source.num_val=4", *ADAMW,
                  "stage.scheduler=null"],
+    "planner": ["stage=planner", "llm=rules_shapes", "texts=stored", "texts.source.path={root}/pool.jsonl",
+                "texts.source.num_pool=8", "texts.source.num_train=14", "texts.source.num_val=1", "stage.shots=2",
+                "stage.width=16", "stage.features.width=64", ROUNDING],
 }  # fmt: skip
+
+READS_TEXTS = ("language", "planner")
 
 
 def prepare(root, data_root):
@@ -59,11 +64,12 @@ def prepare(root, data_root):
         write_run(root / name, settings | {"stage": {"name": "vdm"}, "seed": 0})
     places = [f"paths.data_root={data_root}", f"paths.output_root={root}", f"output={root / 'plans'}"]
     plan(_composed("plan", "data=shapes", "planner=plain", *places))
+    plan(_composed("plan", "data=shapes", "write_pool=23", f"pool={root / 'pool.jsonl'}", *places))
 
 
 def settings_of(stage, root, data_root, *, processes, trainer):
     """Of a training whose processes share batches of four."""
-    batch = f"{'texts' if stage == 'language' else 'data'}.batch_size={4 // processes}"
+    batch = f"{'texts' if stage in READS_TEXTS else 'data'}.batch_size={4 // processes}"
     machine = [
         f"trainer={trainer}",
         "trainer.accelerator=cpu",

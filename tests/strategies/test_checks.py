@@ -47,12 +47,9 @@ def test_without_deepspeed(monkeypatch):
         checks.packages_are_there(strategy=ZERO)
 
 
-def test_one_process(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    asked = {"stage": "planner", "accelerator": "cpu", "num_nodes": 1}
-    checks.one_process(**asked, devices=1)
-    with pytest.raises(ConfigError, match="stage=planner is trained by one process"):
-        checks.one_process(**asked, devices=2)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="one process"):
-        checks.one_process(**asked, devices=1)
+def test_whole_weights():
+    for strategy in ("auto", "ddp", "ddp_find_unused_parameters_true"):
+        checks.keeps_weights_whole(strategy=strategy, stage="planner.tune=grpo")
+    for strategy in (FSDP, ZERO):
+        with pytest.raises(ConfigError, match=r"(?s)planner\.tune=grpo takes gradients.*trainer=ddp"):
+            checks.keeps_weights_whole(strategy=strategy, stage="planner.tune=grpo")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as distributed
 
+from vdm.devices import this_device
 from vdm.errors import ConfigError, RunError, UserError
 
 T = TypeVar("T")
@@ -67,15 +68,7 @@ def joined() -> Iterator[Processes]:
             raise ConfigError("the processes do not find each other", key="WORLD_SIZE", got=f"{count}: {reason}",
                               remedy="start them with torchrun --nproc_per_node <count> evaluate.py ...") from None  # fmt: skip
     try:
-        yield Processes(rank, count, _device())
+        yield Processes(rank, count, this_device())
     finally:
         if begins:
             distributed.destroy_process_group()
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from vdm import checkpoint, config, restore, runs
 from vdm.autoencoder.tiling import Tiling
+from vdm.devices import this_device
 from vdm.diffusion.guidance import Guidance, classifier_free, instruct_pix2pix
 from vdm.errors import ConfigError, RunError, UserError
 from vdm.runs import Run
@@ -60,7 +60,7 @@ def _sample(asked: dict[str, Any], rank: int) -> list[Path]:
     if rank == 0:
         unfinished = "" if run.state == "complete" else f" ({run.state}: not trained to its end)"
         log.info("sampling from %s, %s%s", run.name, folder.name, unfinished)
-    device = _device(asked["device"])
+    device = this_device(asked["device"])
     precision = _precision(asked["precision"], device)
     facts = _facts(asked, run, folder, precision)
     everything = orders(**{name: asked[name] for name in ("prompt", "prompts", "num", "names")})
@@ -332,18 +332,6 @@ def _checkpoint(run: Run, step: int | None) -> Path:
     if step not in found:
         raise RunError("the run has no checkpoint of this step", key="step", got=step, allowed=sorted(found))
     return found[step]
-
-
-def _device(wanted: str) -> torch.device:
-    present = torch.cuda.is_available()
-    if wanted == "cuda" and not present:
-        raise ConfigError("no GPU is visible to torch", key="device", got=wanted, allowed="cpu, auto")
-    if wanted == "cpu" or not present:
-        return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    device = torch.device("cuda", local % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def _precision(wanted: str, device: torch.device) -> str:

@@ -183,24 +183,34 @@ class Stage(pl.LightningModule, ABC):
     @torch.no_grad()
     def validate(self, batches: Iterable[VideoBatch]) -> None:
         """Mean of `validation_losses` over the clips of all ranks, each counted once, with averaged weights."""
-        sums, count = {}, torch.zeros((), dtype=torch.float64, device=self.device)
         training = self.training
         self.eval()
-        with self.averaged_weights(), torch.random.fork_rng():
+        with self.averaged_weights():
+            means = self.means(batches, self.validation_losses)
+        self.train(training)
+        self.validated_step = self.step
+        self.report({f"val/{name}": value for name, value in means.items()}, reduce=False)
+
+    @final
+    def means(
+        self, batches: Iterable[VideoBatch], measure: Callable[[VideoBatch], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Of what is measured, `b` each or a scalar, over the samples of all ranks. A rank may have none."""
+        sums: dict[str, Tensor] = {}
+        count = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.random.fork_rng():
             for number, batch in enumerate(batches):
                 torch.manual_seed(number)
                 size = len(batch["key"])
-                for name, value in self.validation_losses(batch).items():
+                for name, value in measure(batch).items():
                     total = value.double().sum() if value.dim() else value.double() * size
                     sums[name] = sums.get(name, 0.0) + total
                 count += size
-        self.train(training)
-        reduce = self.trainer.strategy.reduce
-        total = reduce(count, reduce_op="sum")
-        self.validated_step = self.step
-        self.report(
-            {f"val/{name}": reduce(value, reduce_op="sum") / total for name, value in sums.items()}, reduce=False
-        )
+        strategy = self.trainer.strategy
+        names = strategy.broadcast(list(sums))  # the first rank is never the one without
+        nothing = torch.zeros_like(count)
+        total = strategy.reduce(count, reduce_op="sum")
+        return {name: strategy.reduce(sums.get(name, nothing), reduce_op="sum") / total for name in names}
 
     @final
     def batches(self, loader: Iterable[VideoBatch], limit: int | None = None) -> Iterable[VideoBatch]:

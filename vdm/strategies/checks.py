@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vdm.errors import ConfigError
-from vdm.strategies import launching
 
 OURS = "vdm.strategies."
 ZERO = "vdm.strategies.zero.Zero"
@@ -51,12 +47,9 @@ def packages_are_there(*, strategy: Any) -> None:
         raise ConfigError("ZeRO needs the package deepspeed", key="trainer.strategy", got=ZERO, remedy=remedy)
 
 
-def one_process(*, stage: str, accelerator: str, devices: Any, num_nodes: int) -> None:
-    """Of stages that keep what they have learned in one place."""
-    others = int(os.environ.get("WORLD_SIZE") or 1)
-    trainer = OmegaConf.create({"accelerator": accelerator, "devices": devices, "num_nodes": num_nodes})
-    found = others if others > 1 else launching.count(trainer)
-    if found > 1:
-        remedy = "set trainer=auto, or trainer.devices=1"
-        raise ConfigError(f"stage={stage} is trained by one process", key="trainer.devices", got=found, allowed=1,
-                          remedy=remedy)  # fmt: skip
+def keeps_weights_whole(*, strategy: Any, stage: str) -> None:
+    """Of stages that take gradients of parts of a batch by themselves."""
+    target = str(strategy.get("_target_")) if isinstance(strategy, Mapping) else str(strategy)
+    if target.startswith(OURS):
+        raise ConfigError(f"{stage} takes gradients of whole weights", key="trainer.strategy", got=target,
+                          allowed="auto, ddp", remedy="set trainer=ddp: what it learns is small")  # fmt: skip
