@@ -26,6 +26,7 @@ SHOTS = 6  # demonstrations a caption
 TICKS = 7  # of the clips: no caption says how long an event lasts, and a graph a tick is what the model has learned
 GUIDANCE = 1.5  # strong guidance moves things where no graph tells them to be
 SCORES = ("colour", "shape", "action", "timing", "order")
+EVENTS = ("2", "3")  # in the captions of DATA
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
 ARMS = {
     "a: captions alone": ("text", "none", None),
@@ -74,12 +75,19 @@ def measure(run: str, graphs: str, name: str, plans: Path | None, clips: int, ou
         f"protocol.clips={clips}", f"protocol.guidance={GUIDANCE}",
         *([] if plans is None else [f"protocol.plans.folder={plans}"]), *paths,
     )  # fmt: skip
-    numbers = json.loads(place.read_text())["metrics"]
+    result = json.loads(place.read_text())
+    numbers = result["metrics"]
+    by_events = {row["bin"]: row["metrics"].get("order", math.nan) for row in result["breakdowns"]["events"]}
+    numbers |= {_of_events(count): by_events[count] for count in EVENTS}
     if numbers.get("without_plan"):
         raise SystemExit(
             f"{place}: {numbers['without_plan']} of {clips} captions have no plan, so these numbers are of none"
         )
     return numbers
+
+
+def _of_events(count: str) -> str:
+    return f"order of {count} events"
 
 
 def interval(values: list[float]) -> str:
@@ -91,10 +99,11 @@ def interval(values: list[float]) -> str:
 
 
 def table(title: str, found: dict[str, list[dict]]) -> None:
-    print(f"| {title} |", " | ".join(SCORES), "|")
-    print("|---" * (len(SCORES) + 1) + "|")
+    columns = (*SCORES, *map(_of_events, EVENTS))
+    print(f"| {title} |", " | ".join(columns), "|")
+    print("|---" * (len(columns) + 1) + "|")
     for name, rows in found.items():
-        print(f"| {name} |", " | ".join(interval([row[score] for row in rows]) for score in SCORES), "|")
+        print(f"| {name} |", " | ".join(interval([row[column] for row in rows]) for column in columns), "|")
 
 
 def main() -> None:
