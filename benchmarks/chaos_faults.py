@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.chaos import FORK, Trial, wait
+from benchmarks.chaos_trial import FORK, Trial, wait
 from benchmarks.flaky_storage import FlakyStorage, now_and_then
 
 DIED, SAID, STOPPED = -signal.SIGKILL, 2, 128 + signal.SIGTERM
