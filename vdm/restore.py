@@ -37,11 +37,18 @@ PACKAGES = {
 VIDEO_MODEL = ("autoencoder", "backbone", "objective", "condition")  # of these groups it is made
 
 
-def chosen_run(output_root: str | Path, wanted: Any, *, stage: str | Sequence[str], any_stage: bool = False) -> Run:
-    """The run that is named, or the newest complete one of a stage, or of one of several."""
+def chosen_run(
+    output_root: str | Path,
+    wanted: Any,
+    *,
+    stage: str | Sequence[str],
+    any_stage: bool = False,
+    data: str | None = None,
+) -> Run:
+    """The run that is named, or the newest complete one of a stage, or of one of several; of this data if there is one."""
     if wanted is not None:
         return runs.find(output_root, str(wanted), key="run", stage=None if any_stage else stage)
-    run = runs.newest_complete(output_root, stage)
+    run = runs.newest_complete(output_root, stage, data)
     if run is None:
         first = stage if isinstance(stage, str) else stage[0]
         remedy = f"train one (python train.py stage={first}) or name one with run=<run>"

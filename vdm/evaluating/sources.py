@@ -69,7 +69,10 @@ class Sources:
         if settings["videos"] is None:
             paths = settings["paths"]
             keeps = protocol.kind != "samples"  # any run has the autoencoder that made its latents
-            self.run = restore.chosen_run(paths["output_root"], settings["run"], stage=protocol.stage, any_stage=keeps)
+            tuned_on = settings["data"]["name"] if settings["data"] and "finetune" in protocol.stage else None
+            self.run = restore.chosen_run(
+                paths["output_root"], settings["run"], stage=protocol.stage, any_stage=keeps, data=tuned_on
+            )
             self.of_run = restore.settings_of(self.run)
             if self.run.state != "complete" and processes.is_first:
                 log.warning("%s is %s: it was not trained to its end", self.run.name, self.run.state)
