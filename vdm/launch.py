@@ -192,19 +192,20 @@ def _check_groups(words: list[str]) -> None:
 def _bad_override(error: ConfigCompositionException, config_name: str) -> ConfigError:
     cause = error.__cause__
     text = str(error)
-    match = re.search(r"override '?([^'\s]+?)'?\.?\s", text + " ") or re.search(r"group(?: override)? '([^']+)'", text)
-    key = str(getattr(cause, "full_key", None) or (match.group(1) if match else ""))
-    key = key.split("=")[0].split("@")[0].lstrip("+~")
-    given = next((a for a in sys.argv[1:] if a.lstrip("+~").split("=")[0].split("@")[0] == key), None)
-    known, origin = _known_beside(key, config_name)
-    name = key.rpartition(".")[2]
     if match := re.search(r"Ambiguous value for argument '([^'\n]*)'", text):
         key, _, several = match[1].partition("=")
         remedy = f"{key}=[{several}] for all of them at once, -m for one run of each, quotes for a text: '{key}=\"{several}\"'"
         return ConfigError("several values for one key", key=key, got=match[1], remedy=remedy)
+    match = re.search(r"override '?([^'\s]+?)'?\.?\s", text + " ") or re.search(r"group(?: override)? '([^']+)'", text)
+    key = str(getattr(cause, "full_key", None) or (match.group(1) if match else ""))
+    key = key.split("=")[0].split("@")[0].lstrip("+~")
+    given = next((a for a in sys.argv[1:] if a.lstrip("+~").split("=")[0].split("@")[0] == key), None)
+    node = _choices_alone(key, config_name)
+    known, origin = _known_beside(key, node)
+    name = key.rpartition(".")[2]
     if origin != key:
         return ConfigError("this part is written elsewhere", key=key, got=given, remedy=f"set {origin}=<value>")
-    places = _places_of(_written(key), config_name)
+    places = _places_of(_written(key), node)
     elsewhere = f"write {places[0]}=<value>" if places else ""
     if known is not None and name not in known:
         parent = key.rpartition(".")[0]
@@ -238,7 +239,7 @@ def _written(key: str) -> str:
     return next((word for word in words if word.startswith(f"{key}.")), key)
 
 
-def _places_of(key: str, config_name: str) -> list[str]:
+def _places_of(key: str, node: DictConfig | None) -> list[str]:
     """Where a key stands farther down: sampler.num_steps as protocol.sampler.num_steps."""
 
     def below(node: Any, path: str) -> Iterator[str]:
@@ -249,12 +250,11 @@ def _places_of(key: str, config_name: str) -> list[str]:
                     yield here
                 yield from below(value, f"{here}.")
 
-    return [place for place in below(_choices_alone(key, config_name), "") if not place.startswith("checks.")]
+    return [place for place in below(node, "") if not place.startswith("checks.")]
 
 
-def _known_beside(key: str, config_name: str) -> tuple[list[str] | None, str]:
+def _known_beside(key: str, node: DictConfig | None) -> tuple[list[str] | None, str]:
     """The names beside a key in the configuration without the bad override, and the key that its value comes from."""
-    node = _choices_alone(key, config_name)
     if node is None:
         return None, key
     origin = config.key_of_origin(node, key)

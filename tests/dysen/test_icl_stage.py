@@ -191,3 +191,18 @@ def test_the_mean_of_an_epoch():
     assert mean.value == 3
     mean.clear()
     assert mean.value == 0
+
+
+def test_one_number_for_a_batch_wants_one_process(monkeypatch):
+    texts = source()
+    whole = PlanReliability(weight=1.0)
+    whole.is_of_batch = True
+    for world, terms, is_refused in ((1, {"frechet": whole}, False), (2, {"frechet": whole}, True),
+                                     (2, {"reliability": PlanReliability(weight=1.0)}, False)):  # fmt: skip
+        part = stage(texts, Shown(texts), terms=terms)
+        monkeypatch.setattr(PlannerStage, "trainer", types.SimpleNamespace(world_size=world, global_rank=0))
+        if is_refused:
+            with pytest.raises(ConfigError, match="(?s)one score for a whole batch.*frechet"):
+                part.on_fit_start()
+        else:
+            part.on_fit_start()
